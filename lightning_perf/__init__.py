@@ -1,3 +1,12 @@
 """Callbacks and strategies that make an unchanged LightningModule train faster, with a measured report."""
 
 from lightning_perf._version import __version__ as __version__
+from lightning_perf.autopilot.compare import compare as compare
+from lightning_perf.autopilot.presets import lossless as lossless
+from lightning_perf.optim.callback import OptimizerFactory as OptimizerFactory
+from lightning_perf.optim.registry import list_optimizers as list_optimizers
+from lightning_perf.report import Report as Report
+from lightning_perf.speedups.channels_last import ChannelsLast as ChannelsLast
+from lightning_perf.speedups.exact_resume import ExactResume as ExactResume
+from lightning_perf.speedups.fast_logging import FastLogging as FastLogging
+from lightning_perf.speedups.mixed_precision import AutoMixedPrecision as AutoMixedPrecision

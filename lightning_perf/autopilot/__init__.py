@@ -1,0 +1,1 @@
+"""Searches and comparisons over the user's own Trainer."""

@@ -1,0 +1,184 @@
+"""Compare variants of one training: paired, interleaved, with an interval, and with memory and quality beside speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lightning_perf import measuring
+from lightning_perf.autopilot.stopwatch import Stopwatch, better
+from lightning_perf.host import is_a, seed_everything
+from lightning_perf.report import (
+    FINAL_ACCURACY,
+    FINAL_METRIC,
+    PEAK_MEMORY,
+    SAMPLES_PER_SECOND,
+    SECONDS_TO_TARGET,
+    TRAIN_SECONDS,
+    Quantity,
+    Report,
+    Run,
+)
+
+Factory: TypeAlias = Callable[[], tuple[Any, ...]]
+Runner: TypeAlias = Callable[[str, int, int], Run]
+
+_log = logging.getLogger(__name__)
+
+
+def compare(
+    variants: Mapping[str, Factory],
+    *,
+    pairs: int = 5,
+    target: float | None = None,
+    metric: str | None = None,
+    mode: str | None = None,
+    seed: int = 0,
+    title: str = "comparison",
+) -> Report:
+    """Fit every variant ``pairs`` times, interleaved, and report each beside the first one, which is the baseline.
+
+    Variants of one pair share a seed; their order alternates from pair to pair. All runs share this process, so peak
+    memory depends on what ran before; ``lightning-perf compare`` gives every run a process of its own.
+
+    Args:
+        variants: name -> function without arguments that returns ``(trainer, module)`` or ``(trainer, module, data)``,
+            where data is a DataModule or a training loader. It is called anew for every run.
+        pairs: runs per variant; an interval needs at least 3.
+        target: also report the seconds until the metric reached this value.
+        metric: name that the module logs in validation; by default the one that a checkpoint or early stopping monitors,
+            else ``val_acc``, ``val_loss`` or the first that starts with ``val``.
+        mode: ``max`` or ``min``; by default told from the metric's name.
+        seed: the first pair's seed.
+        title: heading of the report.
+
+    Raises:
+        ValueError: fewer than two variants, ``pairs < 1``, an unknown mode, a factory that returns something else.
+        RuntimeError: every run of the baseline failed.
+
+    Example::
+
+        >>> import lightning_perf as lp
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> def fit(callbacks):
+        ...     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+        ...     return Trainer(max_steps=8, limit_val_batches=0, callbacks=callbacks, **quiet), BoringModel()
+        >>> report = lp.compare({"plain": lambda: fit([]), "lossless": lambda: fit(lp.lossless())}, pairs=1)
+        >>> report.baseline
+        'plain'
+    """
+    _check(variants, pairs, mode)
+
+    def run(variant: str, run_seed: int, position: int) -> Run:
+        seed_everything(run_seed)
+        made = variants[variant]()
+        if not isinstance(made, tuple) or len(made) not in (2, 3) or not is_a(made[0], "Trainer"):
+            raise ValueError(
+                f"variant {variant!r} returned {made!r:.200}; it must return (trainer, module) or (trainer, module, data)."
+            )
+        trainer, module, *data = made
+        stopwatch = Stopwatch(metric or monitored_metric(trainer), mode, target)
+        trainer.callbacks.insert(0, stopwatch)
+        keyword = "datamodule" if data and is_a(data[0], "LightningDataModule") else "train_dataloaders"
+        trainer.fit(module, **({keyword: data[0]} if data else {}))
+        return stopwatch.run(variant, run_seed, position)
+
+    report = measure(list(variants), run, pairs=pairs, seed=seed, title=title, metric=metric, target=target)
+    note = "All runs shared one process: peak memory depends on what ran before."
+    return dataclasses.replace(report, notes=(*report.notes, note))
+
+
+def measure(
+    names: list[str],
+    run: Runner,
+    *,
+    pairs: int,
+    seed: int = 0,
+    title: str = "comparison",
+    metric: str | None = None,
+    target: float | None = None,
+    configs: Mapping[str, str] | None = None,
+) -> Report:
+    """Call ``run(variant, seed, position)`` in interleaved pairs and gather a report; the first name is the baseline.
+
+    A run that raises becomes a verdict in the report; the others go on.
+
+    Raises:
+        RuntimeError: every run of the baseline failed.
+    """
+    runs: list[Run] = []
+    with measuring.watch_contention() as contention:
+        for index, order in enumerate(measuring.schedule(names, pairs, seed)):
+            for name in order:
+                _log.info("pair %d of %d: %s", index + 1, pairs, name)
+                try:
+                    runs.append(run(name, seed + index, len(runs)))
+                except ValueError:
+                    raise
+                except Exception as error:
+                    _log.exception("%s failed with seed %d", name, seed + index)
+                    runs.append(Run(name, seed + index, len(runs), error=f"{type(error).__name__}: {error}"))
+    failed = [one for one in runs if one.variant == names[0] and one.error is not None]
+    if len(failed) == pairs:
+        raise RuntimeError(f"every run of the baseline {names[0]!r} failed, first with {failed[0].error}")
+    found = metric or _metric_of(runs)
+    quantities = [SAMPLES_PER_SECOND, TRAIN_SECONDS]
+    if target is not None:
+        quantities.append(dataclasses.replace(SECONDS_TO_TARGET, label=f"time to {found or 'target'} {target:g}"))
+    quantities += [_quality(found), PEAK_MEMORY]
+    baseline = [one.value("samples_per_second") for one in runs if one.variant == names[0]]
+    speeds = [value for value in baseline if value is not None]
+    notes = [sentence] if (sentence := contention.sentence()) else []
+    if metric is None:
+        notes.append(f"Metric: {found}, found by its name." if found else "No metric was named or found.")
+    return Report(
+        title=title,
+        baseline=names[0],
+        runs=runs,
+        quantities=quantities,
+        configs=dict(configs or {}),
+        notes=notes,
+        resolution=measuring.resolution(speeds[:-1], speeds[1:]) if len(speeds) > 2 else None,
+    )
+
+
+def monitored_metric(trainer: Any) -> str | None:
+    """The metric that the first checkpoint or early stopping of ``trainer`` monitors."""
+    for callback in trainer.callbacks:
+        name = getattr(callback, "monitor", None)
+        if isinstance(name, str):
+            return name
+    return None
+
+
+def _metric_of(runs: list[Run]) -> str | None:
+    return next((name for run in runs for name in run.curves if name != "loss"), None)
+
+
+def _quality(metric: str | None) -> Quantity:
+    is_accuracy = metric is not None and any(part in ("acc", "accuracy") for part in metric.lower().split("_"))
+    base = FINAL_ACCURACY if is_accuracy else FINAL_METRIC
+    direction = "lower" if better(metric) == "min" else "higher"
+    return dataclasses.replace(base, label=f"final {metric or 'metric'}", better=direction)
+
+
+def _check(variants: Mapping[str, Any], pairs: int, mode: str | None) -> None:
+    if len(variants) < 2:
+        raise ValueError(f"variants={list(variants)} has nothing to compare; give a baseline and at least one other.")
+    if pairs < 1:
+        raise ValueError(f"pairs={pairs} runs nothing; give at least 1, or 3 for an interval.")
+    if mode not in (None, "min", "max"):
+        raise ValueError(f"mode={mode!r} is unknown; it is 'max', 'min' or None (told from the metric's name).")
+
+
+def check_outputs(*paths: str | Path | None) -> None:
+    """Fail before hours of training rather than after: every path must be writable."""
+    from lightning_perf.report import check_writable
+
+    for path in paths:
+        if path is not None:
+            check_writable(path)

@@ -1,0 +1,85 @@
+"""``lightning-perf``: LightningCLI's own subcommands, with our callbacks known by short name, and commands of ours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lightning_perf
+from lightning_perf.cli import compare_command
+
+_COMMANDS = {"compare": compare_command.run}
+_USAGE = """usage: lightning-perf COMMAND [options]
+
+Trainer commands (LightningCLI; `lightning-perf COMMAND --help` lists every option):
+  fit         train a module:  lightning-perf fit --config my.yaml
+  validate    one validation epoch
+  test        one test epoch
+  predict     predictions
+
+Commands of lightning_perf:
+  compare     fit several configs, interleaved, and report each beside the first:
+              lightning-perf compare --config baseline.yaml --config fast.yaml
+
+Options:
+  --version   print the version
+  --help      print this text
+"""
+
+
+class PerfCLI(LightningCLI):
+    """LightningCLI for any module and data, in which our callbacks are known by their short names.
+
+    ``class_path: FastLogging`` and ``class_path: lightning_perf.FastLogging`` mean the same. ``--lossless true`` adds
+    everything that changes no result. In a user's own ``LightningCLI(MyModule, MyData)`` use the long names.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """LightningCLI's hook: our own options."""
+        parser.add_argument(
+            "--lossless",
+            type=bool,
+            default=False,
+            help="Add every callback of lightning_perf that changes no result (lightning_perf.lossless()).",
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """LightningCLI's hook: append ``lossless()`` if asked for."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if self._get(self.config, "lossless", False):
+            known = {type(callback) for callback in trainer.callbacks}
+            trainer.callbacks[:0] = [callback for callback in lightning_perf.lossless() if type(callback) not in known]
+        return trainer
+
+
+def trainer_command(args: Sequence[str], *, run: bool = True) -> PerfCLI:
+    """Parse ``fit --config ...`` and the like, and run it; with ``run=False`` only build module, data and Trainer."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console script does not see the user's own modules, `python script.py` does
+        sys.path.insert(0, here)
+    return PerfCLI(
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=run,
+        args=list(args),
+        run=run,
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``lightning-perf``; ``args`` default to the command line."""
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+    elif words[0] == "--version":
+        print(lightning_perf.__version__)
+    elif words[0] in _COMMANDS:
+        sys.exit(_COMMANDS[words[0]](words[1:]))
+    elif words[0] in LightningCLI.subcommands():
+        trainer_command(words)
+    else:
+        known = [*LightningCLI.subcommands(), *_COMMANDS]
+        sys.exit(f"lightning-perf: unknown command {words[0]!r}; the commands are {', '.join(known)}.")

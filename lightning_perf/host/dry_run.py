@@ -1,0 +1,111 @@
+"""Run a real ``training_step`` that leaves no trace: no log, no random draw, no change of module, optimizer or loader."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lightning_perf.host.rng import preserved_rng
+
+
+class _IdleOptimizer:
+    """Stands in for an optimizer that a step under manual optimization would use; steps nothing."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
+        """Evaluate the closure, as an optimizer would, and update nothing."""
+        return closure() if closure is not None else None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing to clear: gradients belong to the copy."""
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Nothing to toggle."""
+        yield
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_optimizer":
+            raise AttributeError(name)
+        return getattr(self._optimizer, name)
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def silent_copy(pl_module: Any) -> Any:
+    """A deep copy of the module that logs nothing, steps no optimizer and knows its Trainer.
+
+    Metrics, buffers and whatever else the step changes belong to the copy. Memory for a second module is needed.
+    """
+    clone = copy.deepcopy(pl_module)
+    clone._trainer = pl_module._trainer
+    names = vars(clone)
+    names.update(log=_silent, log_dict=_silent, print=_silent)
+    if not isinstance(getattr(type(pl_module), "optimizers", None), property):  # some modules hold raw optimizers
+        own = [_IdleOptimizer(optimizer) for optimizer in pl_module.trainer.strategy.optimizers]
+        names["optimizers"] = lambda use_pl_optimizer=True: own[0] if len(own) == 1 else own
+        names["lr_schedulers"] = _silent
+        names["manual_backward"] = lambda loss, *args, **kwargs: loss.backward(*args, **kwargs)
+    return clone
+
+
+def dry_step(
+    pl_module: Any, batch: Any, *, step: str = "training_step", watch: Callable[[Any], Any] | None = None
+) -> Any:
+    """Run ``module.training_step(batch, 0)`` on a silent copy, on the module's device, and return its output.
+
+    Args:
+        pl_module: the module, attached to a Trainer.
+        batch: a batch as the loader gives it; it is moved to the module's device by the module's own hooks.
+        step: ``training_step``, ``validation_step``, ...
+        watch: called with the silent copy before the step, to place hooks on it.
+    """
+    with preserved_rng(), torch.enable_grad() if step == "training_step" else torch.no_grad():
+        clone = silent_copy(pl_module)
+        if watch is not None:
+            watch(clone)
+        batch = copy.deepcopy(batch)
+        batch = clone._apply_batch_transfer_handler(batch, device=clone.device, dataloader_idx=0)
+        with clone.trainer.precision_plugin.forward_context():
+            method = getattr(clone, step)
+            takes_index = len(inspect.signature(method).parameters) > 1
+            return method(batch, 0) if takes_index else method(batch)
+
+
+def peek(loader: Any) -> Any:
+    """The first batch of ``loader``, without costing a random draw or a sample.
+
+    Raises:
+        ValueError: for a single-pass loader (``iter(loader) is loader``), whose first sample would be lost.
+    """
+    if iter_is_self(loader):
+        raise ValueError(
+            f"{type(loader).__name__} can be read only once, so looking at its first batch would lose it; "
+            "pass a loader that can be iterated again, such as a DataLoader."
+        )
+    generators = [
+        generator
+        for owner in (loader, getattr(loader, "sampler", None))
+        if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
+    ]
+    states = [generator.get_state() for generator in generators]
+    try:
+        with preserved_rng():
+            return next(iter(loader))
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def iter_is_self(loader: Any) -> bool:
+    """Whether ``loader`` is its own iterator: a generator, or a loader that can be read only once."""
+    return hasattr(loader, "__next__")

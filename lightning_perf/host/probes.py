@@ -1,0 +1,61 @@
+"""Every private name of Lightning that the house stands on, in one table.
+
+Each name is probed again where it is used; this table serves the test that runs on every supported release, and tells a
+reader what a new release of Lightning could break.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from types import ModuleType
+from typing import NamedTuple
+
+
+class PrivateName(NamedTuple):
+    """One attribute of one class of Lightning: where it is, what it takes, who needs it."""
+
+    owner: str
+    attribute: str
+    parameters: tuple[str, ...] | None
+    needed_by: str
+
+
+_CHECKPOINTS = "trainer.connectors.checkpoint_connector._CheckpointConnector"
+_RESULTS = "trainer.connectors.logger_connector.result._ResultCollection"
+_RESULT = "trainer.connectors.logger_connector.result._ResultMetric"
+
+PRIVATE_NAMES = (
+    PrivateName(_CHECKPOINTS, "restore_model", ("self",), "module door"),
+    PrivateName("strategies.Strategy", "restore_checkpoint_after_setup", None, "module door"),
+    PrivateName("strategies.Strategy", "setup_optimizers", ("self", "trainer"), "optimizer door"),
+    PrivateName("strategies.Strategy", "lightning_module_state_dict", ("self",), "weights door"),
+    PrivateName("strategies.Strategy", "training_step", None, "step door"),
+    PrivateName("strategies.Strategy", "validation_step", None, "step door"),
+    PrivateName("strategies.Strategy", "backward", None, "step door"),
+    PrivateName("strategies.Strategy", "on_train_start", ("self",), "loader door"),
+    PrivateName("loops.fit_loop._FitLoop", "setup_data", ("self",), "loader door"),
+    PrivateName("loops.fit_loop._FitLoop", "_load_combined_loader_states", ("self",), "loader door"),
+    PrivateName("core.optimizer.LightningOptimizer", "_to_lightning_optimizer", None, "optimizer door"),
+    PrivateName("core.module.LightningModule", "_apply_batch_transfer_handler", None, "dry run"),
+    PrivateName(_RESULTS, "log", ("self", "fx", "name", "value"), "FastLogging"),
+    PrivateName(_RESULTS, "metrics", ("self", "on_step"), "FastLogging"),
+    PrivateName(_RESULT, "update", None, "FastLogging"),
+    PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
+)
+
+
+def missing_names(namespace: ModuleType) -> list[str]:
+    """What this release of Lightning lacks of :data:`PRIVATE_NAMES`, in words; empty on a supported release."""
+    problems = []
+    for row in PRIVATE_NAMES:
+        module_path, _, class_name = row.owner.rpartition(".")
+        owner = getattr(importlib.import_module(f"{namespace.__name__}.{module_path}"), class_name, None)
+        member = inspect.getattr_static(owner, row.attribute, None) if owner is not None else None
+        if member is None:
+            problems.append(f"{row.owner}.{row.attribute} is missing ({row.needed_by})")
+        elif row.parameters is not None:
+            found = tuple(inspect.signature(getattr(owner, row.attribute)).parameters)
+            if found[: len(row.parameters)] != row.parameters:
+                problems.append(f"{row.owner}.{row.attribute} takes {found}, not {row.parameters} ({row.needed_by})")
+    return problems

@@ -1,0 +1,58 @@
+"""The report as a table for the terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_perf.report import rows
+
+if TYPE_CHECKING:
+    from lightning_perf.report.result import Report
+
+_STYLES = {"better": "green", "worse": "red", "unresolved": "yellow", None: ""}
+
+
+def text(report: Report, width: int | None = None) -> str:
+    """The table and the sentences below it, without colour; ``width`` in columns defaults to the terminal's."""
+    columns = shutil.get_terminal_size((120, 40)).columns if width is None else width
+    console = Console(file=StringIO(), width=columns, color_system=None, highlight=False, legacy_windows=False)
+    for renderable in renderables(report):
+        console.print(renderable)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def renderables(report: Report) -> Iterator[RenderableType]:
+    """The parts in order. Names come from users: they are `Text`, so that brackets in them are no markup."""
+    table = Table(title=Text(report.title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table.add_column("")
+    for header in rows.headers(report):
+        table.add_column(Text(header), justify="right")
+    for row in rows.rows(report):
+        label = Text(row.label)
+        if row.hint:
+            label.append(f"\n{row.hint}", style="dim")
+        table.add_row(label, *(_cell(cell) for cell in row.cells))
+    yield table
+    for sentence in rows.sentences(report):
+        yield Text(f"- {sentence}")
+    for line in rows.reproduction(report):
+        yield Text(f"Reproduce {line}")
+    for name, line in rows.facts(report).items():
+        yield Text(f"{name}: {line}", style="dim")
+
+
+def _cell(cell: rows.Cell) -> Text:
+    shown = Text(cell.value)
+    if cell.comparison is not None:
+        mark = "\n(not resolved)" if cell.verdict == "unresolved" else ""
+        shown.append(f"\n{cell.comparison}{mark}", style=_STYLES[cell.verdict])
+    return shown

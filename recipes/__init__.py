@@ -1,0 +1,1 @@
+"""Complete training set-ups: ordinary Lightning code plus one YAML per lever. The library never imports them."""

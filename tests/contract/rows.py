@@ -1,0 +1,50 @@
+"""The registry of the contract suite: a new callback joins by one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning_perf as lp
+
+
+@dataclass(frozen=True)
+class Row:
+    """One callback under contract.
+
+    ``lossless``: ``"bitwise"``, ``"rounding"`` or ``None`` (it changes training on purpose). ``refuses``: kinds of
+    modules or Trainer settings that it refuses with a MisconfigurationException. ``yaml``: what LightningCLI is given.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    lossless: str | None
+    yaml: dict[str, Any]
+    refuses: tuple[str, ...] = ()
+
+
+ROWS = (
+    Row("OptimizerFactory", lp.OptimizerFactory, "rounding", {"class_path": "lightning_perf.OptimizerFactory"}),
+    Row(
+        "OptimizerFactory-adamw",
+        lambda: lp.OptimizerFactory("adamw", lr=3e-3, schedule="warmup_cosine", warmup=2),
+        None,
+        {
+            "class_path": "lightning_perf.OptimizerFactory",
+            "init_args": {"optimizer": "adamw", "lr": 3e-3, "schedule": "warmup_cosine", "warmup": 2},
+        },
+        refuses=("manual", "two_optimizers", "raw_step"),
+    ),
+    Row(
+        "OptimizerFactory-nadam-keep",
+        lambda: lp.OptimizerFactory("nadam", weight_decay=0.1),
+        None,
+        {"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "nadam", "weight_decay": 0.1}},
+        refuses=("manual", "two_optimizers", "raw_step"),
+    ),
+    Row("FastLogging", lp.FastLogging, "bitwise", {"class_path": "lightning_perf.FastLogging"}),
+    Row("ChannelsLast", lp.ChannelsLast, "rounding", {"class_path": "lightning_perf.ChannelsLast"}),
+    Row("ExactResume", lp.ExactResume, "bitwise", {"class_path": "lightning_perf.ExactResume"}),
+    Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
+)
