@@ -55,7 +55,7 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):
             self.say("given twice with the same arguments; this one does nothing.")
             return
         try:
-            self.engage(trainer, pl_module, stage)
+            self.engage(trainer, pl_module, str(getattr(stage, "value", stage)))
         except DoorClosed as closed:
             self.undo(trainer).run()
             if self.essential:

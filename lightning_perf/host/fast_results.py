@@ -79,16 +79,16 @@ class Row:
         state["_computed"] = None
         state["_update_count"] += 1
         if self.on_step:
-            state["_forward_cache"] = snapshot = value.clone()
+            state["_forward_cache"] = snapshot = value
             if not self.on_epoch:
                 state["value"] = snapshot
         if self.on_epoch:
             if self.extreme is not None:
                 state["value"] = self.extreme(state["value"], value.clone())
             elif value.is_cpu:
-                self._add(value.item(), value.dtype is torch.float64, batch_size)
+                self._add_on_host(value, batch_size)
             else:
-                state["value"] = state["value"] + (value * batch_size if self.averages else value)
+                self._add_on_device(value, batch_size)
             if self.averages:
                 self.count += batch_size
         state["has_reset"] = False
@@ -104,17 +104,22 @@ class Row:
         state["has_reset"] = False
         return True
 
-    def _add(self, value: float, double: bool, batch_size: int) -> None:
-        if self.total is None:
+    def _add_on_host(self, value: Tensor, batch_size: int) -> None:
+        total = self.total
+        if total is None:
             held = self.state["value"]
-            self.total, self.double = held.item(), held.dtype is torch.float64
+            total, self.double = held.item(), held.dtype is torch.float64
+        double, number = value.dtype is torch.float64, value.item()
         if self.averages:
-            value *= batch_size
+            number *= batch_size
             if not double:
-                value = c_float(value).value
+                number = c_float(number).value
         self.double |= double
-        total = self.total + value
+        total += number
         self.total = total if self.double else c_float(total).value
+
+    def _add_on_device(self, value: Tensor, batch_size: int) -> None:
+        self.state["value"] = self.state["value"] + (value * batch_size if self.averages else value)
 
     def settle(self) -> None:
         """Write what lives here into the tensors of the metric."""

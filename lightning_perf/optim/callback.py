@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -78,8 +79,8 @@ class OptimizerFactory(PerfCallback):
         _check(optimizer, {"lr": lr, "weight_decay": weight_decay, "groups": groups, "options": options})
         get_schedule(schedule)
         self.row = get_optimizer(optimizer) if optimizer is not None else None
-        if lr is not None and not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr={lr!r} is not a learning rate; it must be a finite number above 0, such as 1e-3.")
+        if self.row is not None:  # the class's own checks, before a run starts
+            build(self.row.name, [nn.Parameter(torch.zeros(1))], lr=lr, weight_decay=weight_decay, options=options)
         self.lr, self.weight_decay, self.schedule, self.warmup = lr, weight_decay, schedule, warmup
         self.groups = {pattern: dict(overrides) for pattern, overrides in (groups or {}).items()}
         self.options = dict(options or {})

@@ -67,7 +67,10 @@ def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> None:
     ``new`` must have the groups of :func:`groups_like`.
     """
     factor = _peak(new.param_groups[0]) / _peak(old.param_groups[0])
+    rates = [group["lr"] for group in new.param_groups]
     LambdaLR(new, lambda _: 1.0)  # marks new.step as tracked, or torch warns that the step was overridden
+    for group, lr in zip(new.param_groups, rates, strict=True):
+        group["lr"] = lr
     for one in _nested(scheduler):
         if getattr(one, "optimizer", None) is not old:
             continue

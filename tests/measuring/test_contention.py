@@ -71,7 +71,8 @@ def test_the_sentence_names_what_disturbed(contention: Contention, words: str) -
 
 
 def test_the_processor_time_of_ended_children_is_our_own() -> None:
-    script = "import time\nwhile time.process_time() < 0.2: pass"
+    script = "import time\nwhile time.process_time() < 0.3: pass"
     with watch_contention() as watch:
         subprocess.run([sys.executable, "-c", script], check=True)
+    # The system counts children in ticks, so the sum may be short by a few of them.
     assert watch.result.cpu_seconds >= 0.2

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from idx_files import small_data
+from idx_files import small_data, write_files
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -88,7 +88,7 @@ def test_block_adds_its_shortcut_before_the_last_relu() -> None:
 
 def test_convolutions_start_as_he_et_al_draw_them() -> None:
     torch.manual_seed(0)
-    weight = build("resnet18", 1, 10).get_parameter("blocks.7.conv2.weight")
+    weight = build("resnet18", 1, 10).get_parameter("blocks.6.conv1.weight")  # 256 to 512 channels: fan out
     assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
 
 
@@ -167,9 +167,12 @@ def test_two_training_batches_log_what_a_naive_count_gives(synthetic: Path) -> N
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
-def test_evaluation_weighs_the_shorter_last_batch(synthetic: Path, stage: str) -> None:
+def test_evaluation_weighs_the_shorter_last_batch(nowhere: Path, stage: str) -> None:
+    write_files(nowhere / "root", test=23)
     torch.manual_seed(0)
-    model, data = ImageClassifier(), small_data(synthetic)
+    model, data = ImageClassifier(), small_data(nowhere / "root", val_size=25)
+    with torch.no_grad():
+        model.get_parameter("net.head.bias")[1] = 100  # always class 1: right for more or less than one class in ten
     trainer = small_trainer()
     (result,) = (trainer.validate if stage == "val" else trainer.test)(model, data, verbose=False)
     loader = data.val_dataloader() if stage == "val" else data.test_dataloader()
@@ -177,6 +180,7 @@ def test_evaluation_weighs_the_shorter_last_batch(synthetic: Path, stage: str) -
     with torch.no_grad():
         logits = model.eval()(images)
     assert len(labels) % data.eval_batch_size != 0
+    assert (labels == 1).float().mean() not in (0, 0.1)
     assert result == pytest.approx(
         {
             f"{stage}_loss": F.cross_entropy(logits, labels).item(),

@@ -1,0 +1,100 @@
+"""All DDP cases in one two-rank process group: started once per session by ``test_ddp.py``, one process a rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as ns
+import torch
+import torch.distributed as dist
+
+import lightning_perf as lp
+from tests.contract.modules import images, make
+from tests.contract.rows import ROWS, Row
+
+
+def fit(callbacks: list[Any], folder: Path, kind: str = "plain", **arguments: Any) -> Any:
+    module = make(kind, ns)
+    torch.manual_seed(11)
+    ckpt_path = arguments.pop("ckpt_path", None)
+    trainer = ns.Trainer(
+        **{
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "devices": 2,
+            "strategy": "ddp",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": folder,
+            **arguments,
+        },
+        callbacks=callbacks,
+    )
+    trainer.fit(module, images(), images(8, shuffle=False), ckpt_path=ckpt_path)
+    return module
+
+
+def flat(module: Any) -> torch.Tensor:
+    return torch.cat([value.detach().double().flatten() for value in module.state_dict().values()])
+
+
+def ranks_are_equal(module: Any) -> bool:
+    mine = flat(module)
+    gathered = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(gathered, mine)
+    return torch.equal(gathered[0], gathered[1])
+
+
+def check(row: Row, folder: Path) -> dict[str, Any]:
+    module = fit([row.make()], folder)
+    result: dict[str, Any] = {"equal_ranks": ranks_are_equal(module)}
+    if row.lossless:
+        plain = fit([], folder)
+        result["difference"] = float((flat(module) - flat(plain)).abs().max())
+    return result
+
+
+def check_resume(folder: Path) -> dict[str, Any]:
+    """ExactResume keeps the state of every rank: dropout differs between ranks, so one state would not do."""
+
+    def callbacks(where: str) -> list[Any]:
+        saver = ns.callbacks.ModelCheckpoint(folder / where, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        return [*lp.lossless(), saver]
+
+    whole = fit(callbacks("a"), folder, enable_checkpointing=True, max_epochs=3)
+    torch.manual_seed(99)
+    ckpt = str(folder / "a" / "epoch=1.ckpt")
+    resumed = fit(callbacks("b"), folder, enable_checkpointing=True, max_epochs=3, ckpt_path=ckpt)
+    return {"difference": float((flat(whole) - flat(resumed)).abs().max()), "equal_ranks": ranks_are_equal(resumed)}
+
+
+def main(out: str) -> None:
+    torch.set_num_threads(1)
+    folder = Path(out).parent
+    results: dict[str, Any] = {}
+    cases = {row.name: lambda row=row: check(row, folder) for row in ROWS}
+    cases["resume"] = lambda: check_resume(folder)
+    unused = "ddp_find_unused_parameters_true"  # toggled optimizers leave parameters without gradient
+    cases["two_optimizers"] = lambda: {
+        "equal_ranks": ranks_are_equal(fit(lp.lossless(), folder, "two_optimizers", strategy=unused))
+    }
+    for name, case in cases.items():
+        try:
+            results[name] = case()
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
+            break  # the ranks may have parted; the cases after this one are reported as not run
+    if dist.get_rank() == 0:
+        Path(out).write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

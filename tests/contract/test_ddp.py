@@ -1,0 +1,77 @@
+"""The contract under DDP with two ranks; all cases share one process group."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.rows import ROWS, Row
+
+pytestmark = pytest.mark.ddp
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the two ranks found, from one start."""
+    out = tmp_path_factory.mktemp("ddp") / "results.json"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "contract",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "tests.contract.ddp_worker", str(out)]
+    logs = [out.with_name(f"rank{rank}.log") for rank in range(2)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_equal_ranks_and_lossless(row: Row, results: dict[str, Any]) -> None:
+    """Both ranks end with equal weights; a lossless lever ends where plain DDP ends."""
+    result = results.get(row.name, {"error": "not run: an earlier case failed"})
+    assert "error" not in result, result["error"]
+    assert result["equal_ranks"]
+    if row.lossless == "bitwise":
+        assert result["difference"] == 0.0
+    elif row.lossless == "rounding":
+        assert result["difference"] < 1e-3
+
+
+def test_resume_is_exact_on_every_rank(results: dict[str, Any]) -> None:
+    """All of ``lossless()``, with dropout that differs between ranks: resumed equals uninterrupted, bit for bit."""
+    assert results["resume"] == {"difference": 0.0, "equal_ranks": True}
+
+
+def test_two_optimizers(results: dict[str, Any]) -> None:
+    """Manual optimization with two optimizers under all of ``lossless()``."""
+    assert results["two_optimizers"] == {"equal_ranks": True}
