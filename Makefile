@@ -27,7 +27,7 @@ define install
 endef
 
 demo: setup
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

@@ -132,7 +132,7 @@ def measure(
     quantities += [_quality(found), PEAK_MEMORY]
     baseline = [one.value("samples_per_second") for one in runs if one.variant == names[0]]
     speeds = [value for value in baseline if value is not None]
-    notes = [sentence] if (sentence := contention.sentence()) else []
+    notes = [contention.result.sentence()]
     if metric is None:
         notes.append(f"Metric: {found}, found by its name." if found else "No metric was named or found.")
     return Report(

@@ -79,7 +79,7 @@ class Row:
         state["_computed"] = None
         state["_update_count"] += 1
         if self.on_step:
-            state["_forward_cache"] = snapshot = value
+            state["_forward_cache"] = snapshot = value.clone()
             if not self.on_epoch:
                 state["value"] = snapshot
         if self.on_epoch:

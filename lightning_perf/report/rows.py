@@ -139,10 +139,11 @@ def _reading(report: Report) -> Iterator[str]:
     ]
     if intervals:
         levels = " or ".join(f"{level:.3g}%" for level in sorted({100 * interval.level for interval in intervals}))
-        pairs = " or ".join(str(count) for count in sorted({interval.pairs or 0 for interval in intervals}))
+        counts = sorted({interval.pairs or 0 for interval in intervals})
+        pairs = " or ".join(map(str, counts)) + (" pair" if counts == [1] else " pairs")
         yield (
-            f"Medians over runs; comparisons with {report.baseline} are medians over {pairs} pairs of equal seed, with "
-            f"the interval that {pairs} pairs allow ({levels}). A ratio above 1 is better."
+            f"Medians over runs; a comparison with {report.baseline} is the median over {pairs} of equal seed. So many "
+            f"pairs allow intervals that hold the truth in {levels} of all cases. A ratio above 1 is better."
         )
     if report.resolution is not None:
         yield (

@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from idx_files import write_files
 
 from recipes.image_classification import files
+from tests.recipes.idx_files import write_files
 
 
 @pytest.fixture

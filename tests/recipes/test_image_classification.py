@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from idx_files import small_data, write_files
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recipes import image_classification
 from recipes.image_classification.module import ImageClassifier
 from recipes.image_classification.networks import BasicBlock, PadShortcut, build
+from tests.recipes.idx_files import small_data, write_files
 
 FOLDER = Path(image_classification.__file__).parent
 
@@ -283,5 +283,6 @@ def test_baseline_runs_in_a_plain_lightning_cli(synthetic: Path, monkeypatch: py
     arguments += [f"--data.init_args.root={synthetic}", "--data.init_args.val_size=10"]
     arguments += ["--data.init_args.batch_size=16", "--trainer.accelerator=cpu"]
     cli = LightningCLI(args=arguments, save_config_callback=None)
-    assert type(cli.model) is ImageClassifier
+    config = yaml.safe_load((FOLDER / "baseline.yaml").read_text())
+    assert f"{type(cli.model).__module__}.{type(cli.model).__name__}" == config["model"]["class_path"]
     assert cli.trainer.global_step == 2

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from idx_files import NAMES, idx, ready, rows, small_data, write_files
 
+from recipes.image_classification import data as data_module
 from recipes.image_classification import files
 from recipes.image_classification.data import FASHION_MNIST, FashionMNISTData
+from tests.recipes.idx_files import NAMES, idx, ready, rows, small_data, write_files
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -144,20 +144,21 @@ def test_images_and_labels_must_belong_together(synthetic: Path) -> None:
         ready(small_data(synthetic), "test")
 
 
-def test_folders_are_searched_in_order(nowhere: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_are_searched_in_order(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(data_module, "rank_zero_info", lines.append)
     write_files(nowhere / "cache" / "fashion-mnist", train=40)
     write_files(nowhere / "debian", train=50)
     root = nowhere / "root"
     write_files(root, train=60)
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-        assert len(rows(ready(small_data(root, batch_size=8)).train_set)) == 50
-        assert len(rows(ready(small_data(None, batch_size=8)).train_set)) == 40
-        (root / f"{NAMES[0]}.gz").unlink()  # an incomplete folder does not count
-        assert len(rows(ready(small_data(root, batch_size=8)).train_set)) == 40
-        (nowhere / "debian" / f"{NAMES[3]}.gz").unlink()
-        assert len(rows(ready(small_data(root, batch_size=8)).train_set)) == 30
-    said = [r.getMessage().rpartition("/")[2] for r in caplog.records if "Fashion-MNIST: reading" in r.getMessage()]
-    assert said == ["root", "debian", "debian", "fashion-mnist"]
+    assert len(rows(ready(small_data(root, batch_size=8)).train_set)) == 50
+    assert len(rows(ready(small_data(None, batch_size=8)).train_set)) == 40
+    (root / f"{NAMES[0]}.gz").unlink()  # an incomplete folder does not count
+    assert len(rows(ready(small_data(root, batch_size=8)).train_set)) == 40
+    (nowhere / "debian" / f"{NAMES[3]}.gz").unlink()
+    assert len(rows(ready(small_data(root, batch_size=8)).train_set)) == 30
+    folders = [root, nowhere / "debian", nowhere / "debian", nowhere / "cache" / "fashion-mnist"]
+    assert lines == [f"Fashion-MNIST: reading {folder}" for folder in folders]
 
 
 @pytest.mark.skipif(files.find([files.DEBIAN]) is None, reason=f"no Fashion-MNIST in {files.DEBIAN}")

@@ -17,11 +17,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from idx_files import NAMES, idx, ready, rows, small_data, write_files
 
 from recipes.image_classification import files
 from recipes.image_classification.data import DIGITS, FashionMNISTData
 from recipes.image_classification.module import ImageClassifier
+from tests.recipes.idx_files import NAMES, idx, ready, rows, small_data, write_files
 
 # --- download ---------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ def test_variants_begin_with_the_baseline(report: Report) -> None:
 
 
 def test_values_are_in_the_order_of_seeds_whatever_the_order_of_runs(report: Report) -> None:
-    runs = list(report.runs)
+    runs = [dataclasses.replace(run, position=-run.position) for run in report.runs]
     random.Random(0).shuffle(runs)
     shuffled = dataclasses.replace(report, runs=runs)
     assert shuffled.values("samples_per_second", "fast") == (200.0, 209.0, 252.0)
@@ -90,6 +90,15 @@ def test_differences_may_be_of_any_sign(report: Report) -> None:
     assert found is not None
     assert found == report.difference("final_metric", "fast")
     assert (found.low, found.estimate, found.high) == pytest.approx((-0.01, 0.005, 0.005))
+
+
+def test_a_difference_takes_values_that_have_no_ratio() -> None:
+    runs = [Run("a", 0, quantities={"final_metric": -1.5}), Run("b", 0, quantities={"final_metric": 0.0})]
+    report = Report("t", "a", runs, [FINAL_METRIC])
+    found = report.comparison("final_metric", "b")
+    assert found is not None
+    assert found.estimate == 1.5
+    assert report.left_out("final_metric", "b") == {}
 
 
 def test_the_baseline_is_not_compared_with_itself(report: Report) -> None:

@@ -70,7 +70,7 @@ def test_sentences_say_what_a_reader_must_know(report: Report) -> None:
     failed = Run("fast", 9, error="boom")
     stalled = Run("plain", 9, samples={"step_seconds": (0.01, 0.011, 0.0105, 0.01, 2.0)})
     said = rows.sentences(dataclasses.replace(report, runs=[*report.runs, failed, stalled]))
-    assert any("2 or 3 pairs of equal seed" in line and "50% or 75%" in line for line in said)
+    assert any("2 or 3 pairs of equal seed" in line and "in 50% or 75% of" in line for line in said)
     assert (
         "Comparing equals showed 1.000x [0.970, 1.020]: a speed that differs by less than 3.0% is not resolved here."
         in said

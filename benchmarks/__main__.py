@@ -1,0 +1,19 @@
+"""``make bench``: every benchmark, one after the other, on a quiet machine; then the README's table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ("self_log", "optimizer_step", "small_step", "demos", "image_recipe", "readme")
+
+
+def main() -> None:
+    """Run each in a process of its own, so that none inherits another's heap or threads."""
+    for name in NAMES:
+        print(f"== benchmarks.{name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What every benchmark does with its result: judge it by its goal, print it, keep it as a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_perf.measuring import Interval
+from lightning_perf.report import Report
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number that was set before the measurement: the ``bound`` of the interval must be at least ``value``."""
+
+    quantity: str
+    variant: str
+    value: float
+    bound: str = "estimate"
+
+    def judge(self, report: Report) -> str:
+        """One line: the goal, the interval, met or not met."""
+        interval: Interval | None = report.comparison(self.quantity, self.variant)
+        words = f"{self.variant} vs {report.baseline}, {report.quantity(self.quantity).label}: goal >= {self.value:g}x"
+        if interval is None:
+            return f"{words}; not measured"
+        met = getattr(interval, self.bound) >= self.value
+        where = "" if self.bound == "estimate" else f" ({self.bound} bound)"
+        return f"{words}{where}; measured {interval}: {'met' if met else 'NOT met'}"
+
+
+def publish(report: Report, name: str, goals: list[Goal]) -> None:
+    """Print the table and the verdicts, and write ``benchmarks/results/NAME.json``."""
+    print(report.table())
+    for goal in goals:
+        print(goal.judge(report))
+    path = RESULTS / f"{name}.json"
+    report.to_json(path)
+    print(f"raw samples: benchmarks/results/{name}.json")
