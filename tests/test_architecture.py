@@ -13,7 +13,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_perf"
 HOST_LIBRARIES = {"lightning", "pytorch_lightning", "lightning_fabric"}
 OPTIONAL = {"matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "openvino", "onnx", "onnxruntime", "torchao"}
-FLOORS = {"_optional": 0, "_version": 0, "hardware": 0, "measuring": 0, "report": 0, "optim": 1, "host": 2, "speedups": 2}
+FLOORS = {
+    "_optional": 0,
+    "_version": 0,
+    "hardware": 0,
+    "measuring": 0,
+    "report": 0,
+    "optim": 1,
+    "host": 2,
+    "speedups": 2,
+}
 FLOORS.update({"autopilot": 3, "cli": 4, "__main__": 5})
 SHARED_SIBLINGS = {"host"}  # every room of floor 2 may use the doors
 

@@ -49,7 +49,7 @@ class PerfCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """LightningCLI's hook: append ``lossless()`` if asked for."""
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         if self._get(self.config, "lossless", False):
             known = {type(callback) for callback in trainer.callbacks}
             trainer.callbacks[:0] = [callback for callback in lightning_perf.lossless() if type(callback) not in known]

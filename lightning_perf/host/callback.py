@@ -7,13 +7,13 @@ from weakref import WeakKeyDictionary
 
 import lightning.pytorch
 import pytorch_lightning
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # pyright: ignore[reportPrivateImportUsage]
 
 from lightning_perf.host.doors import Undo
 from lightning_perf.host.namespaces import DoorClosed
 
 
-class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):
+class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Base of the callbacks; accepted by both Trainers, alone or in a list, and by both LightningCLIs.
 
     A subclass passes its constructor arguments to ``super().__init__(**arguments)`` and overrides :meth:`engage`, which is

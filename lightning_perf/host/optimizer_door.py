@@ -39,8 +39,8 @@ def at_optimizer_door(trainer: Any, guest: Guest, *, order: int = 0) -> Callable
     strategy = trainer.strategy
     if is_a(strategy, "DeepSpeedStrategy"):
         raise DoorClosed(
-            f"{type(strategy).__name__} builds its optimizer from its own config, where this callback does not reach; set the "
-            "optimizer in the DeepSpeed config, or use another strategy."
+            f"{type(strategy).__name__} builds its optimizer from its own config, where this callback does not reach; "
+            "set the optimizer in the DeepSpeed config, or use another strategy."
         )
 
     def around(guests: list[Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """The weights door: decide what every checkpoint holds, weights-only ones too.
 
-``Callback.on_save_checkpoint`` is skipped by ``save_weights_only=True``; the strategy's ``lightning_module_state_dict`` is not.
+``Callback.on_save_checkpoint`` is skipped by ``save_weights_only=True``; the strategy's
+``lightning_module_state_dict`` is not.
 """
 
 from __future__ import annotations

@@ -10,7 +10,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_perf.host import MisconfigurationException, OptimizerSetup, PerfCallback, at_optimizer_door, is_a, same_callback
+from lightning_perf.host import (
+    MisconfigurationException,
+    OptimizerSetup,
+    PerfCallback,
+    at_optimizer_door,
+    is_a,
+    same_callback,
+)
 from lightning_perf.host.optimizer_door import scheduler_config
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.param_groups import describe_groups, infer_groups

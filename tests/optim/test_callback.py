@@ -87,9 +87,7 @@ def test_kept_optimizer_steps_fused(ns: ModuleType, quiet: dict[str, Any], tmp_p
     ],
     ids=["no kernel", "user says no", "already fused", "no optimizer"],
 )
-def test_kept_optimizer_left_alone_and_said(
-    configure: Any, words: str, ns: ModuleType, quiet: dict[str, Any]
-) -> None:
+def test_kept_optimizer_left_alone_and_said(configure: Any, words: str, ns: ModuleType, quiet: dict[str, Any]) -> None:
     factory = lp.OptimizerFactory()
     base = type(make("plain", ns))
     module = type("Own", (base,), {"configure_optimizers": lambda self: configure(self)})()
@@ -131,11 +129,7 @@ def test_replaced_optimizer_has_inferred_groups(ns: ModuleType, quiet: dict[str,
 
     factory = lp.OptimizerFactory("adamw", lr=4e-3, weight_decay=0.2, groups={"net.4.bias": {"lr": 1e-5}})
     _, module, record = fit(ns, quiet, factory, configure)
-    table = {
-        name: (group["lr"], group["weight_decay"])
-        for group in record.groups[0]
-        for name in group["names"]
-    }
+    table = {name: (group["lr"], group["weight_decay"]) for group in record.groups[0] for name in group["names"]}
     assert table == {
         "net.1.weight": (4e-3, 0.0),
         "net.1.bias": (4e-3, 0.0),
@@ -274,7 +268,7 @@ def test_every_row_of_the_registry_trains(quiet: dict[str, Any]) -> None:
     for row in lp.list_optimizers():
         factory = lp.OptimizerFactory(row.name)
         if row.name == "sparse_adam":
-            with pytest.raises((RuntimeError, ValueError), match="[Ss]parse|dense"):
+            with pytest.raises((RuntimeError, ValueError), match=r"[Ss]parse|dense"):
                 fit(ns, quiet, factory)
             continue
         _, module, _ = fit(ns, quiet, factory, max_epochs=4)

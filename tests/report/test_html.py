@@ -12,7 +12,8 @@ import pytest
 
 from lightning_perf.report import Quantity, Report
 
-EVIL = "<script>alert('x')</script>&\"$\\bad{"
+# Two dollars, so that matplotlib would take what is between them for a formula.
+EVIL = "<script>alert('x')</script>&\"$\\bad{$"
 
 
 class Page(HTMLParser):

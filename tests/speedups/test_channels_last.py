@@ -52,7 +52,8 @@ def test_converts_for_the_fit_and_puts_back(ns: ModuleType, quiet: dict[str, Any
     module = module_with(conv_net(), ns)
     identities = [id(p) for p in module.parameters()]
     fit(module, ns, quiet, [callback])
-    assert module.formats and all(module.formats)
+    assert module.formats
+    assert all(module.formats)
     assert [id(p) for p in module.parameters()] == identities
     assert all(p.is_contiguous() for p in module.parameters())
     assert callback.messages[0] == "ChannelsLast: 2 convolutions stored channels-last."
@@ -67,7 +68,8 @@ def test_three_dimensions(ns: ModuleType, quiet: dict[str, Any]) -> None:
         return net(x)
 
     fit(module_with(net, ns, forward), ns, quiet, [lp.ChannelsLast()], (2, 5, 5, 5))
-    assert seen and all(seen)
+    assert seen
+    assert all(seen)
 
 
 def test_nothing_to_do_is_said(ns: ModuleType, quiet: dict[str, Any]) -> None:

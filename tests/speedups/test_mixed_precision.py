@@ -53,5 +53,5 @@ def test_a_precision_of_the_users_is_kept(
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(ValueError, match="'16-mixed' is not known.*'bf16-mixed'"):
+    with pytest.raises(ValueError, match=r"'16-mixed' is not known.*'bf16-mixed'"):
         lp.AutoMixedPrecision("16-mixed")  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""Write the README's measured table from ``benchmarks/results``: no number there is typed by hand.
+
+python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.goals import RESULTS
+from lightning_perf.report import Report
+
+README = Path("README.md")
+START = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results -->\n"
+END = "<!-- end of measured -->"
+# what is measured, the result file, the quantity, the variant, the goal that was set before
+ROWS = (
+    (
+        "image recipe (ResNet-20, batch 128): `lossless.yaml`",
+        "image_recipe",
+        "samples_per_second",
+        "lossless",
+        ">= 1.3x",
+    ),
+    ("image recipe: `fast.yaml`", "image_recipe", "samples_per_second", "fast", ">= 1.9x"),
+    ("MLP, 1 ms of compute a step, 5 logs: `lossless()`", "small_step", "samples_per_second", "lossless()", ">= 2x"),
+    (
+        "Lightning's demo transformer: `lossless()`",
+        "demo_transformer",
+        "samples_per_second",
+        "lossless()",
+        "low >= 0.98x",
+    ),
+    ("Lightning's demo LSTM: `lossless()`", "demo_lstm", "samples_per_second", "lossless()", "low >= 0.98x"),
+    ("AdamW step, 10M in 200 tensors", "optimizer_step_200_tensors", "cpu_seconds", "OptimizerFactory()", ">= 2.22x"),
+    ("AdamW step, 10M in 6 tensors", "optimizer_step_6_tensors", "cpu_seconds", "OptimizerFactory()", ">= 5x"),
+)
+
+
+def row(label: str, name: str, key: str, variant: str, goal: str) -> str:
+    """One line: ratio with interval, memory and metric beside it, goal, baseline, file."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"| {label} | not measured yet | | | {goal} | |"
+    report = Report.from_json(path)
+    ratio = report.ratio(key, variant)
+    known = {quantity.key for quantity in report.quantities}
+    memory = report.ratio("peak_memory", variant) if "peak_memory" in known else None
+    metric = report.difference("final_metric", variant) if "final_metric" in known else None
+    unit = report.quantity("final_metric") if metric is not None else None
+    cells = [
+        label,
+        f"**{ratio}**" if ratio is not None else "not measured",
+        f"{1 / memory.estimate:.2f}x" if memory is not None else "same state" if "state" in known else "-",
+        f"{metric.estimate * unit.scale:+.2f} {unit.unit} {unit.label}"
+        if metric is not None and unit is not None
+        else "-",
+        goal,
+        f"vs {report.baseline} ([raw](benchmarks/results/{name}.json))",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def self_log_rows() -> list[str]:
+    """The cost of ``self.log``, which has a file format of its own: overhead over the same step without a log."""
+    path = RESULTS / "self_log.json"
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        f"| overhead of {one['label']}: `FastLogging()` | **{one['ratio']['estimate']:.2f}x** of stock "
+        f"[{one['ratio']['low']:.2f}, {one['ratio']['high']:.2f}] | - | bit-identical | <= {one['goal']} | "
+        "vs stock `self.log` ([raw](benchmarks/results/self_log.json)) |"
+        for one in data["rows"]
+        if one.get("goal")
+    ]
+
+
+def machine() -> str:
+    """The machine on which the newest result was taken."""
+    path = RESULTS / "image_recipe.json"
+    if not path.exists():
+        return ""
+    report = Report.from_json(path)
+    facts = ", ".join(f"{key} {value}" for key, value in report.machine.items() if value is not None)
+    return (
+        f"Measured on: {facts}; torch {report.versions.get('torch')}, lightning {report.versions.get('lightning')}.\n"
+    )
+
+
+def main() -> None:
+    """Replace what stands between the two marks."""
+    head = "| what | speed | peak memory | metric | goal | baseline and samples |\n|---|---|---|---|---|---|\n"
+    table = head + "\n".join([*(row(*one) for one in ROWS), *self_log_rows()]) + "\n\n" + machine()
+    before, rest = README.read_text(encoding="utf-8").split(START)
+    after = rest.split(END, 1)[1]
+    README.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
