@@ -142,7 +142,7 @@ def measure(
         quantities=quantities,
         configs=dict(configs or {}),
         notes=notes,
-        resolution=measuring.resolution(speeds[:-1], speeds[1:]) if len(speeds) > 2 else None,
+        resolution=measuring.resolution(speeds[0::2][: len(speeds) // 2], speeds[1::2]) if len(speeds) > 3 else None,
     )
 
 

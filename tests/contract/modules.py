@@ -116,20 +116,21 @@ def _build(ns: ModuleType) -> dict[str, type]:
             optimizer.step()
 
     class TwoOptimizers(Plain):
-        """Two optimizers stepped by hand in turn."""
+        """Two optimizers stepped by hand, one of them every second batch."""
 
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
 
         def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-            for optimizer in self.optimizers():
-                self.toggle_optimizer(optimizer)
-                loss, _ = self.loss(batch)
-                optimizer.zero_grad()
-                self.manual_backward(loss)
-                optimizer.step()
-                self.untoggle_optimizer(optimizer)
+            body, head = self.optimizers()
+            loss, _ = self.loss(batch)
+            body.zero_grad()
+            head.zero_grad()
+            self.manual_backward(loss)
+            body.step()
+            if batch_idx % 2:
+                head.step()
             self.log("loss", loss, on_epoch=True)
             self.losses.append(float(loss.detach()))
             return {}
