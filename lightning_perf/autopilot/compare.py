@@ -65,8 +65,9 @@ def compare(
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> def fit(callbacks):
-        ...     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
-        ...     return Trainer(max_steps=8, limit_val_batches=0, callbacks=callbacks, **quiet), BoringModel()
+        ...     quiet = dict(logger=False, enable_checkpointing=False, enable_model_summary=False, accelerator="cpu")
+        ...     trainer = Trainer(max_steps=8, callbacks=callbacks, enable_progress_bar=False, **quiet)
+        ...     return trainer, BoringModel()
         >>> report = lp.compare({"plain": lambda: fit([]), "lossless": lambda: fit(lp.lossless())}, pairs=1)
         >>> report.baseline
         'plain'

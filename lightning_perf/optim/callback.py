@@ -182,10 +182,10 @@ class OptimizerFactory(PerfCallback):
         for group in optimizer.param_groups:  # a scheduler of the user's has scaled lr and left its mark
             group["lr"] = group.pop("initial_lr", group["lr"])
         setup.schedulers[:] = [scheduler_config(trainer, LambdaLR(optimizer, factor))]
-        self.say(
-            f"schedule {self.schedule} over {total} optimizer steps, {resolve_warmup(self.warmup, int(total))} of them "
-            "warm-up."
-        )
+        warmup = ""
+        if get_schedule(self.schedule).needs_total:
+            warmup = f" over {total} optimizer steps, {resolve_warmup(self.warmup, int(total))} of them warm-up"
+        self.say(f"schedule {self.schedule}{warmup}.")
 
     def _fuse(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> None:
         sparse = sparse_gradient_parameters(pl_module)
@@ -194,7 +194,8 @@ class OptimizerFactory(PerfCallback):
             self.undo(trainer).push(outcome.undo)
             name = type(optimizer).__name__
             if outcome.changed:
-                self.say(f"{name}: the step is now fused.")
+                rest = f", but for a part of it: {outcome.reason}" if outcome.reason else ""
+                self.say(f"{name}: the step is now fused{rest}.")
             else:
                 self.say(f"{name} is left as it is: {outcome.reason}.")
 

@@ -174,6 +174,7 @@ def test_state_in_another_memory_order(case: str) -> None:
     optimizers = cls(plain, **kwargs), cls(ours, **kwargs)
     make_fused(optimizers[1])
     for held, optimizer in zip((plain, ours), optimizers, strict=True):
+        train(optimizer, range(1))
         with torch.no_grad():
             for parameter, value in zip(held, source, strict=True):
                 parameter.copy_(value)
@@ -355,6 +356,20 @@ def test_groups_added_later(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [group["fused"] for group in optimizer.param_groups] == [None, None, False, None]
 
 
+def test_groups_added_just_before_a_save_or_a_load() -> None:
+    one, other, third = parameters()[:3]
+    optimizer = AdamW([one])
+    handle = make_fused(optimizer)
+    optimizer.add_param_group({"params": [other]})
+    assert optimizer.param_groups[1]["fused"] is True
+    assert [group["fused"] for group in optimizer.state_dict()["param_groups"]] == [None, None]
+    optimizer.add_param_group({"params": [third]})
+    optimizer.load_state_dict(AdamW([{"params": [p]} for p in (one, other, third)]).state_dict())
+    assert [group["fused"] for group in optimizer.param_groups] == [True, True, True]
+    handle.undo()
+    assert [group["fused"] for group in optimizer.param_groups] == [None, None, None]
+
+
 def test_rebuilt_groups() -> None:
     """Finetuning callbacks replace the list of groups by copies."""
     optimizer = AdamW(parameters())
@@ -486,7 +501,8 @@ def test_sparse_gradients_are_known_beforehand() -> None:
             "d": nn.Linear(2, 2),
         }
     )
-    module["e"] = module["a"]
+    module["e"] = nn.Embedding(4, 2, sparse=True)
+    module["e"].weight = module["a"].weight
     sparse = sparse_gradient_parameters(module)
     assert [id(parameter) for parameter in sparse] == [id(module["a"].weight), id(module["b"].weight)]
     together = SGD(module.parameters(), lr=0.1)

@@ -40,6 +40,10 @@ class ScaleNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(4, 4))
 
 
+class Standardize(nn.LayerNorm):
+    """A norm by kind, though not by name."""
+
+
 class Spared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -103,6 +107,11 @@ def test_words_of_positions_and_tokens(name: str) -> None:
     assert names(infer_groups(module, weight_decay=0.1), "no_decay") == [name]
 
 
+def test_a_norm_by_kind() -> None:
+    groups = infer_groups(Standardize((7, 4)), weight_decay=0.1)
+    assert [group["name"] for group in groups] == ["no_decay"]
+
+
 def test_no_weight_decay_of_a_submodule() -> None:
     groups = infer_groups(nn.ModuleDict({"net": Spared(), "last": nn.Linear(3, 3)}), weight_decay=0.1)
     assert names(groups, "no_decay") == ["net.table", "net.layer.weight", "net.layer.bias", "last.bias"]
@@ -127,6 +136,8 @@ def test_a_tied_weight_and_an_alias_count_once() -> None:
     assert [id(parameter) for parameter in placed].count(id(module.embed.weight)) == 1
     assert {id(parameter) for parameter in placed} == {id(parameter) for parameter in module.parameters()}
     assert len(placed) == len(list(module.parameters()))
+    by_alias = infer_groups(module, weight_decay=0.1, groups={"alias.in_proj_weight": {"lr": 1.0}})
+    assert by_alias[0]["param_names"] == ["attention.in_proj_weight"]
 
 
 def test_user_patterns_come_first_and_the_first_match_wins() -> None:

@@ -132,6 +132,11 @@ def test_arguments_win_over_the_row_and_groups_over_arguments() -> None:
     assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
 
 
+def test_lists_of_a_yaml_file_become_tuples() -> None:
+    optimizer = build("adamax", net().parameters(), options={"betas": [0.8, 0.9]})
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+
+
 def test_a_group_without_names_can_be_added_later() -> None:
     optimizer = build("adamw", infer_groups(nn.Linear(2, 2), weight_decay=0.1))
     assert [group["names"] for group in optimizer.param_groups] == [["weight"], ["bias"]]
