@@ -60,7 +60,7 @@ def measure(label: str, shapes: list[tuple[int, int]]) -> tuple[Report, list[Goa
             }
             runs.append(Run(name, round_, len(runs), quantities=quantities))
     left, right = ([p for g in made.param_groups for p in g["params"]] for made in variants.values())
-    gap = max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+    gap = max(float((a - b).detach().abs().max()) for a, b in zip(left, right, strict=True))
     count = sum(parameter.numel() for parameter in left)
     report = Report(
         f"AdamW step, {count / 1e6:.1f}M parameters in {label}, 1 thread",
