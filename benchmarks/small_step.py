@@ -1,15 +1,19 @@
-"""An MLP whose raw compute is about 1 ms a step, with 5 logged metrics: lossless() vs plain, samples per second.
+"""A small MLP, 5 logged metrics: lossless() vs plain, samples per second, where the Trainer weighs as much as the model.
 
     python -m benchmarks.small_step
 
 The module logs as the documentation of Lightning teaches: the loss per step and per epoch in the progress bar, and four
-more values. Two threads as torch chooses. Goal: >= 2x.
+more values. As many threads as torch chooses. The raw step (forward, backward, AdamW, no Trainer) is to take about 1 ms;
+what it takes here is in the notes of the report. Goal: >= 2x.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import time
 import warnings
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,26 +26,27 @@ from benchmarks.goals import Goal, publish
 
 PAIRS = 12
 STEPS = 400
+BATCH = 32
 
 
 class MLP(pl.LightningModule):
-    """784-128-128-10 on batches of 64: an ordinary module that knows nothing of lightning_perf."""
+    """784-64-64-10 on batches of 32: an ordinary module that knows nothing of lightning_perf."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        self.net = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Cross entropy; five logs."""
         x, y = batch
         logits = self.net(x)
         loss = nn.functional.cross_entropy(logits, y)
-        probabilities = logits.detach().softmax(-1)
+        free = logits.detach()
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
-        self.log("train_acc", (logits.argmax(-1) == y).float().mean(), on_step=False, on_epoch=True)
-        self.log("confidence", probabilities.amax(-1).mean())
-        self.log("entropy", -(probabilities * probabilities.clamp_min(1e-9).log()).sum(-1).mean())
-        self.log("logit_norm", logits.detach().norm())
+        self.log("train_acc", (free.argmax(-1) == y).float().mean(), on_step=False, on_epoch=True)
+        self.log("logit_max", free.amax())
+        self.log("logit_mean", free.mean())
+        self.log("logit_norm", free.norm())
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -61,13 +66,13 @@ class Data(pl.LightningDataModule):
         """Draw the data."""
         generator = torch.Generator().manual_seed(0)
         centres = torch.randn(10, 784, generator=generator)
-        y = torch.randint(0, 10, (64 * STEPS + 2048,), generator=generator)
+        y = torch.randint(0, 10, (BATCH * STEPS + 2048,), generator=generator)
         x = centres[y] * 0.1 + torch.randn(len(y), 784, generator=generator)
         self.train, self.val = TensorDataset(x[2048:], y[2048:]), TensorDataset(x[:2048], y[:2048])
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of 64."""
-        return DataLoader(self.train, batch_size=64, shuffle=True)
+        """Training batches."""
+        return DataLoader(self.train, batch_size=BATCH, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         """Batches of 512."""
@@ -88,6 +93,21 @@ def variant(callbacks: list[Any]) -> tuple[Any, ...]:
     return trainer, MLP(), Data()
 
 
+def raw_milliseconds(steps: int = 300) -> float:
+    """Median of the same step in a plain loop."""
+    module = MLP()
+    optimizer = module.configure_optimizers()
+    x, y = torch.randn(BATCH, 784), torch.randint(0, 10, (BATCH,))
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module.net(x), y).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds) * 1e3
+
+
 def main() -> None:
     """Compare and publish."""
     warnings.filterwarnings("ignore")
@@ -95,8 +115,10 @@ def main() -> None:
     report = lp.compare(
         {"plain": lambda: variant([]), "lossless()": lambda: variant(lp.lossless())},
         pairs=PAIRS,
-        title="MLP, 1 ms of compute a step, 5 logged metrics",
+        title="small MLP, 5 logged metrics",
     )
+    note = f"Raw step without a Trainer (forward, backward, AdamW): {raw_milliseconds():.2f} ms."
+    report = dataclasses.replace(report, notes=(note, *report.notes))
     publish(report, "small_step", [Goal("samples_per_second", "lossless()", 2.0)])
 
 

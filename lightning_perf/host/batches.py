@@ -1,35 +1,36 @@
-"""What a batch holds: Lightning's own answer to "how many samples", without its warnings and exceptions."""
+"""What a batch holds."""
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch import seed_everything as _seed_everything
 
 
 def batch_size_of(batch: Any) -> int | None:
     """Number of samples in ``batch``, or ``None`` where it cannot be told.
 
-    Graph batches say it themselves (``num_graphs``); for the rest the first tensor's first dimension counts.
+    Graph batches say it themselves (``num_graphs``); otherwise the first dimension of the first tensor counts, in
+    tensors, mappings, sequences and dataclasses, nested or not.
     """
+    if isinstance(batch, torch.Tensor):
+        return batch.size(0) if batch.ndim else 1
     graphs = getattr(batch, "num_graphs", None)
     if isinstance(graphs, int):
         return graphs
-    if isinstance(batch, torch.Tensor):
-        return batch.size(0) if batch.ndim else 1
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return extract_batch_size(batch)
-    except (MisconfigurationException, RecursionError):
-        return None
+    children: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        children = batch.values()
+    elif isinstance(batch, list | tuple):
+        children = batch
+    elif dataclasses.is_dataclass(batch):
+        children = (getattr(batch, field.name) for field in dataclasses.fields(batch))
+    return next((size for child in children if (size := batch_size_of(child)) is not None), None)
 
 
 def seed_everything(seed: int) -> None:
     """Lightning's seeding of torch, numpy and Python, without a line about it."""
-    from lightning.pytorch import seed_everything as seed_all
-
-    seed_all(seed, workers=True, verbose=False)
+    _seed_everything(seed, workers=True, verbose=False)

@@ -26,6 +26,7 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
 
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
+        self._state_key = self._generate_state_key(**arguments)  # Lightning asks for it at every hook
         self.messages: list[str] = []
         self._undo: WeakKeyDictionary[Any, Undo] = WeakKeyDictionary()
 
@@ -45,7 +46,7 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
     @property
     def state_key(self) -> str:
         """Class and arguments, so that two instances with different arguments keep apart in one checkpoint."""
-        return self._generate_state_key(**self._arguments)
+        return self._state_key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning's hook: undo what an interrupted run left behind, then :meth:`engage`."""
