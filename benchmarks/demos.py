@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_perf as lp
 from benchmarks.goals import Goal, publish
 
-PAIRS = 20
-STEPS = 30
+PAIRS = 40
+STEPS = 24
 VOCABULARY = 1_000
 BLOCK = 35
 
@@ -35,14 +35,14 @@ def tokens(samples: int) -> TensorDataset:
 
 
 def transformer() -> tuple[pl.LightningModule, DataLoader]:
-    """The demo's transformer on batches of 8."""
-    return LightningTransformer(VOCABULARY), DataLoader(tokens(8 * STEPS), batch_size=8)
+    """The demo's transformer on batches of 4."""
+    return LightningTransformer(VOCABULARY), DataLoader(tokens(4 * STEPS), batch_size=4)
 
 
 def lstm() -> tuple[pl.LightningModule, DataLoader]:
     """The demo's LSTM with its own sampler, which carries the hidden state from batch to batch."""
-    data = tokens(20 * STEPS)
-    return LightningLSTM(VOCABULARY), DataLoader(data, batch_sampler=SequenceSampler(data, batch_size=20))
+    data = tokens(4 * STEPS)
+    return LightningLSTM(VOCABULARY), DataLoader(data, batch_sampler=SequenceSampler(data, batch_size=4))
 
 
 def variant(make: Callable[[], tuple[Any, Any]], callbacks: list[Any]) -> tuple[Any, ...]:

@@ -56,17 +56,14 @@ class PerfCLI(LightningCLI):
         return trainer
 
 
-def trainer_command(args: Sequence[str], *, run: bool = True) -> PerfCLI:
+def trainer_command(
+    args: Sequence[str], *, run: bool = True, cli_class: type[PerfCLI] = PerfCLI, **options: Any
+) -> PerfCLI:
     """Parse ``fit --config ...`` and the like, and run it; with ``run=False`` only build module, data and Trainer."""
     here = str(Path.cwd())
     if here not in sys.path:  # a console script does not see the user's own modules, `python script.py` does
         sys.path.insert(0, here)
-    return PerfCLI(
-        save_config_kwargs={"overwrite": True},
-        auto_configure_optimizers=run,
-        args=list(args),
-        run=run,
-    )
+    return cli_class(save_config_kwargs={"overwrite": True}, args=list(args), run=run, **options)
 
 
 def main(args: Sequence[str] | None = None) -> None:

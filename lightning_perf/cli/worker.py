@@ -10,23 +10,36 @@ from typing import Any
 
 from lightning_perf.autopilot.compare import monitored_metric
 from lightning_perf.autopilot.stopwatch import Stopwatch
+from lightning_perf.cli.main import PerfCLI, trainer_command
+
+
+class MeasuredCLI(PerfCLI):
+    """``lightning-perf fit`` with a stopwatch beside the config's own callbacks."""
+
+    job: dict[str, Any]
+
+    def before_fit(self) -> None:
+        """LightningCLI's hook: start measuring."""
+        trainer: Any = self.trainer
+        self.stopwatch = Stopwatch(
+            self.job["metric"] or monitored_metric(trainer), self.job["mode"], self.job["target"]
+        )
+        trainer.callbacks.insert(0, self.stopwatch)
+
+    def after_fit(self) -> None:
+        """LightningCLI's hook: write the run and what the callbacks said."""
+        trainer: Any = self.trainer
+        run = asdict(self.stopwatch.run(self.job["variant"], self.job["seed"], self.job["position"]))
+        run["notes"] = [line for callback in trainer.callbacks for line in getattr(callback, "messages", ())]
+        if trainer.is_global_zero:
+            Path(self.job["out"]).write_text(json.dumps(run), encoding="utf-8")
 
 
 def main(argument: str) -> None:
     """``argument`` is JSON: args, variant, seed, position, metric, mode, target, out."""
-    from lightning_perf.cli.main import trainer_command
-
-    job = json.loads(argument)
-    cli = trainer_command(["--seed_everything", str(job["seed"]), *job["args"]], run=False)
-    trainer: Any = cli.trainer
-    stopwatch = Stopwatch(job["metric"] or monitored_metric(trainer), job["mode"], job["target"])
-    trainer.callbacks.insert(0, stopwatch)
-    trainer.fit(cli.model, datamodule=cli.datamodule)
-    said = [line for callback in trainer.callbacks for line in getattr(callback, "messages", ())]
-    run = asdict(stopwatch.run(job["variant"], job["seed"], job["position"]))
-    run["notes"] = said
-    if trainer.is_global_zero:
-        Path(job["out"]).write_text(json.dumps(run), encoding="utf-8")
+    MeasuredCLI.job = json.loads(argument)
+    arguments = ["fit", *MeasuredCLI.job["args"], f"--seed_everything={MeasuredCLI.job['seed']}"]
+    trainer_command(arguments, cli_class=MeasuredCLI, save_config_callback=None)
 
 
 if __name__ == "__main__":

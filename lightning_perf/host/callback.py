@@ -51,7 +51,7 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning's hook: undo what an interrupted run left behind, then :meth:`engage`."""
         self.undo(trainer).run()
-        first = next(callback for callback in trainer.callbacks if same_callback(callback, self))
+        first = next((callback for callback in trainer.callbacks if same_callback(callback, self)), self)
         if first is not self:
             self.say("given twice with the same arguments; this one does nothing.")
             return

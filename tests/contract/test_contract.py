@@ -252,6 +252,47 @@ def test_composes_with_weight_averaging(row: Row, first: bool, quiet: dict[str, 
 
 
 @rows
+def test_composes_with_the_learning_rate_finder(row: Row, ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Lightning's own finder trains, restores and goes on beside us; beside a lossless lever it suggests the same."""
+
+    def suggested(callbacks: list[Any]) -> tuple[float, Any]:
+        finder = ns.callbacks.LearningRateFinder(num_training_steps=12, max_lr=0.1)
+        base = type(make("plain", ns))
+
+        class Tunable(base):  # type: ignore[misc, valid-type]
+            lr = 1e-2
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+        torch.manual_seed(3)
+        module = Tunable()
+        torch.manual_seed(11)
+        trainer = ns.Trainer(**quiet, max_epochs=1, callbacks=[*callbacks, finder])
+        trainer.fit(module, images())
+        assert trainer.global_step == 6
+        return module.lr, module
+
+    lr, module = suggested([row.make()])
+    if row.lossless:
+        plain_lr, plain = suggested([])
+        assert lr == pytest.approx(plain_lr, rel=1e-3)
+        assert_equal(weights(module), weights(plain), rounding=row.lossless == "rounding")
+
+
+@rows
+def test_given_twice(row: Row, quiet: dict[str, Any]) -> None:
+    """The same callback twice: the second does nothing and says so; the run is that of one."""
+    import lightning.pytorch as ns
+
+    first, second = row.make(), row.make()
+    _, module = fit(ns, [first, second], {**quiet, "max_epochs": 1})
+    assert second.messages == [f"{type(second).__name__}: given twice with the same arguments; this one does nothing."]
+    _, once = fit(ns, [row.make()], {**quiet, "max_epochs": 1})
+    assert_equal(weights(module), weights(once))
+
+
+@rows
 def test_says_what_it_did(row: Row, quiet: dict[str, Any]) -> None:
     """Every callback that is not silent by nature says in a line what it changed or why it changed nothing."""
     import lightning.pytorch as ns

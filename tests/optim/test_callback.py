@@ -208,6 +208,18 @@ def test_keep_refuses_what_it_cannot_move(ns: ModuleType, quiet: dict[str, Any])
         fit(ns, quiet, lp.OptimizerFactory("adamw", groups={"net.*": {"lr": 1e-4}}), configure)
 
 
+def test_a_module_without_configure_optimizers(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Lightning refuses it before any callback is asked, and says what is missing."""
+
+    class Bare(ns.LightningModule):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            return None
+
+    trainer = ns.Trainer(**quiet, max_epochs=1, callbacks=[lp.OptimizerFactory("adamw")])
+    with pytest.raises(ns.utilities.exceptions.MisconfigurationException, match="No `configure_optimizers"):
+        trainer.fit(Bare(), images())
+
+
 class Endless(IterableDataset):
     """A loader without length."""
 
