@@ -17,7 +17,7 @@ from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 PAIRS = 5
 RECIPE = Path("recipes/image_classification")
 OVERRIDES = (
-    "--trainer.limit_train_batches=60",
+    "--trainer.limit_train_batches=40",
     "--trainer.limit_val_batches=2",
     "--trainer.max_epochs=1",
     "--trainer.enable_progress_bar=false",

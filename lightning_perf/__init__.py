@@ -9,4 +9,5 @@ from lightning_perf.report import Report as Report
 from lightning_perf.speedups.channels_last import ChannelsLast as ChannelsLast
 from lightning_perf.speedups.exact_resume import ExactResume as ExactResume
 from lightning_perf.speedups.fast_logging import FastLogging as FastLogging
+from lightning_perf.speedups.malloc_tuning import MallocTuning as MallocTuning
 from lightning_perf.speedups.mixed_precision import AutoMixedPrecision as AutoMixedPrecision

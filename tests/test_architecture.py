@@ -123,6 +123,7 @@ def test_public_names() -> None:
         "ChannelsLast",
         "ExactResume",
         "FastLogging",
+        "MallocTuning",
         "OptimizerFactory",
         "Report",
         "compare",

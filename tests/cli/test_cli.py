@@ -65,6 +65,7 @@ def test_short_names_and_lossless(data: list[str], tmp_path: Path, monkeypatch: 
         "ChannelsLast",
         "ExactResume",
         "FastLogging",
+        "MallocTuning",
         "OptimizerFactory",
     ]
     assert next(callback for callback in ours if isinstance(callback, lp.OptimizerFactory)).schedule == "wsd"

@@ -45,6 +45,7 @@ ROWS = (
     ),
     Row("FastLogging", lp.FastLogging, "bitwise", {"class_path": "lightning_perf.FastLogging"}),
     Row("ChannelsLast", lp.ChannelsLast, "rounding", {"class_path": "lightning_perf.ChannelsLast"}),
+    Row("MallocTuning", lp.MallocTuning, "bitwise", {"class_path": "lightning_perf.MallocTuning"}),
     Row("ExactResume", lp.ExactResume, "bitwise", {"class_path": "lightning_perf.ExactResume"}),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
 )
