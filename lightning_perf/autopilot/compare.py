@@ -29,6 +29,10 @@ Runner: TypeAlias = Callable[[str, int, int], Run]
 _log = logging.getLogger(__name__)
 
 
+class _BadFactory(ValueError):
+    """A variant's function returned something that cannot be fitted: the caller's mistake, not a verdict."""
+
+
 def compare(
     variants: Mapping[str, Factory],
     *,
@@ -78,7 +82,7 @@ def compare(
         seed_everything(run_seed)
         made = variants[variant]()
         if not isinstance(made, tuple) or len(made) not in (2, 3) or not is_a(made[0], "Trainer"):
-            raise ValueError(
+            raise _BadFactory(
                 f"variant {variant!r} returned {made!r:.200}; it must return (trainer, module) or (trainer, module, data)."
             )
         trainer, module, *data = made
@@ -88,7 +92,7 @@ def compare(
         trainer.fit(module, **({keyword: data[0]} if data else {}))
         return stopwatch.run(variant, run_seed, position)
 
-    report = measure(list(variants), run, pairs=pairs, seed=seed, title=title, metric=metric, target=target)
+    report = measure(list(variants), run, pairs=pairs, seed=seed, title=title, metric=metric, mode=mode, target=target)
     note = "All runs shared one process: peak memory depends on what ran before."
     return dataclasses.replace(report, notes=(*report.notes, note))
 
@@ -101,6 +105,7 @@ def measure(
     seed: int = 0,
     title: str = "comparison",
     metric: str | None = None,
+    mode: str | None = None,
     target: float | None = None,
     configs: Mapping[str, str] | None = None,
 ) -> Report:
@@ -118,7 +123,7 @@ def measure(
                 _log.info("pair %d of %d: %s", index + 1, pairs, name)
                 try:
                     runs.append(run(name, seed + index, len(runs)))
-                except ValueError:
+                except _BadFactory:
                     raise
                 except Exception as error:
                     _log.exception("%s failed with seed %d", name, seed + index)
@@ -130,7 +135,7 @@ def measure(
     quantities = [SAMPLES_PER_SECOND, TRAIN_SECONDS]
     if target is not None:
         quantities.append(dataclasses.replace(SECONDS_TO_TARGET, label=f"time to {found or 'target'} {target:g}"))
-    quantities += [_quality(found), PEAK_MEMORY]
+    quantities += [_quality(found, mode), PEAK_MEMORY]
     baseline = [one.value("samples_per_second") for one in runs if one.variant == names[0]]
     speeds = [value for value in baseline if value is not None]
     notes = [contention.result.sentence()]
@@ -160,10 +165,10 @@ def _metric_of(runs: list[Run]) -> str | None:
     return next((name for run in runs for name in run.curves if name != "loss"), None)
 
 
-def _quality(metric: str | None) -> Quantity:
+def _quality(metric: str | None, mode: str | None) -> Quantity:
     is_accuracy = metric is not None and any(part in ("acc", "accuracy") for part in metric.lower().split("_"))
     base = FINAL_ACCURACY if is_accuracy else FINAL_METRIC
-    direction = "lower" if better(metric) == "min" else "higher"
+    direction = "lower" if (mode or better(metric)) == "min" else "higher"
     return dataclasses.replace(base, label=f"final {metric or 'metric'}", better=direction)
 
 

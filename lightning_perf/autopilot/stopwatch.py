@@ -69,8 +69,7 @@ class Stopwatch(PerfCallback):
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
             self._rss = None
         else:
-            measuring.reset_peak_rss()
-            self._rss = measuring.rss_bytes()
+            self._rss = measuring.rss_bytes() if measuring.reset_peak_rss() else None
         self._start = self._clock()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -151,7 +150,7 @@ class Stopwatch(PerfCallback):
         if not self.metrics:
             missing["final_metric"] = self.missing_metric or "no validation ran"
         if self.peak_memory is None:
-            missing["peak_memory"] = "this system does not tell the peak of resident memory"
+            missing["peak_memory"] = "this system does not tell the peak of resident memory, or refuses to reset it"
         return Run(
             variant,
             seed,

@@ -75,6 +75,7 @@ def compare_configs(
         seed=seed,
         title=title or " vs ".join(reversed(list(named))),
         metric=metric,
+        mode=mode,
         target=target,
         configs={name: str(path) for name, path in named.items()},
     )
@@ -124,7 +125,7 @@ def run(args: Sequence[str]) -> int:
             overrides=overrides,
             quiet=not known.verbose,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     print(report.table())
     if known.json:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_perf
 from lightning_perf.cli import compare_command
@@ -15,7 +15,7 @@ from lightning_perf.cli import compare_command
 _COMMANDS = {"compare": compare_command.run}
 _USAGE = """usage: lightning-perf COMMAND [options]
 
-Trainer commands (LightningCLI; `lightning-perf COMMAND --help` lists every option):
+Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf COMMAND --help` lists every option):
   fit         train a module:  lightning-perf fit --config my.yaml
   validate    one validation epoch
   test        one test epoch
@@ -29,6 +29,15 @@ Options:
   --version   print the version
   --help      print this text
 """
+
+
+class SaveConfigBesideLogs(SaveConfigCallback):
+    """Save the config into the logger's folder; without a logger it would land in, or on, the user's own files."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Lightning's hook: nothing without a logger."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class PerfCLI(LightningCLI):
@@ -63,7 +72,7 @@ def trainer_command(
     here = str(Path.cwd())
     if here not in sys.path:  # a console script does not see the user's own modules, `python script.py` does
         sys.path.insert(0, here)
-    return cli_class(save_config_kwargs={"overwrite": True}, args=list(args), run=run, **options)
+    return cli_class(**{"save_config_callback": SaveConfigBesideLogs, **options}, args=list(args), run=run)
 
 
 def main(args: Sequence[str] | None = None) -> None:

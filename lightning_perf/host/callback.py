@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,7 +10,7 @@ import lightning.pytorch
 import pytorch_lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # pyright: ignore[reportPrivateImportUsage]
 
-from lightning_perf.host.doors import Undo
+from lightning_perf.host.doors import Undo, stand_at
 from lightning_perf.host.namespaces import DoorClosed
 
 
@@ -23,6 +24,8 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
 
     #: What to do when a door into Lightning is closed: False says so and leaves the run as it is, True raises.
     essential = False
+    #: Attributes that belong to a run and do not travel with a pickled callback.
+    _of_the_run: tuple[str, ...] = ()
 
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
@@ -55,6 +58,9 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
         if first is not self:
             self.say("given twice with the same arguments; this one does nothing.")
             return
+        # While the learning-rate finder trains, the Trainer has other callbacks, and an exception reaches the strategy only.
+        strategy_exception = stand_at(trainer.strategy, "on_exception", lambda: self.undo(trainer).run(), _serve)
+        self.undo(trainer).push(strategy_exception)
         try:
             self.engage(trainer, pl_module, str(getattr(stage, "value", stage)))
         except DoorClosed as closed:
@@ -73,14 +79,23 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's bound ``log`` and ``log_dict`` on every callback.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_undo", "log", "log_dict")}
+        left_out = ("_undo", "log", "log_dict", *self._of_the_run)
+        return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _undo=WeakKeyDictionary())
+        for name in self._of_the_run:
+            self.__dict__[name] = []
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self._arguments.items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _serve(guests: list[Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    for guest in guests:
+        guest()
+    return original(*args, **kwargs)
 
 
 def same_callback(callback: Any, other: PerfCallback) -> bool:

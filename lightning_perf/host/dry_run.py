@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lightning_perf.host.loader_door import generators_of
 from lightning_perf.host.rng import preserved_rng
 
 
@@ -54,6 +55,7 @@ def silent_copy(pl_module: Any) -> Any:
         own = [_IdleOptimizer(optimizer) for optimizer in pl_module.trainer.strategy.optimizers]
         names["optimizers"] = lambda use_pl_optimizer=True: own[0] if len(own) == 1 else own
         names["lr_schedulers"] = _silent
+        names.update(toggle_optimizer=_silent, untoggle_optimizer=_silent)
         names["manual_backward"] = lambda loss, *args, **kwargs: loss.backward(*args, **kwargs)
     return clone
 
@@ -92,11 +94,7 @@ def peek(loader: Any) -> Any:
             f"{type(loader).__name__} can be read only once, so looking at its first batch would lose it; "
             "pass a loader that can be iterated again, such as a DataLoader."
         )
-    generators = [
-        generator
-        for owner in (loader, getattr(loader, "sampler", None))
-        if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
-    ]
+    generators = generators_of(loader)
     states = [generator.get_state() for generator in generators]
     try:
         with preserved_rng():

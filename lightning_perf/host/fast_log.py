@@ -74,10 +74,12 @@ class FastLog:
         if torch.compiler.is_compiling():
             return self._untraced(*arguments)
         module, state = self._module, self._trainer.state
+        if module._trainer is not self._trainer or module._fabric is not None:
+            return self._stock(*arguments)
         if state.stage is not self._scene[0] or state.fn is not self._scene[1]:
             self._enter(state)
         results = self._results
-        if results is None or module._trainer is not self._trainer or module._fabric is not None:
+        if results is None:
             return self._stock(*arguments)
         fx = module._current_fx_name
         call = (
@@ -169,6 +171,9 @@ def speed_up_log(trainer: Any, module: Any, undo: Undo) -> bool:
         require(module, "log", parameters=_PARAMETERS)
     speed_up_results(trainer, undo)
     held = vars(module).get("log")
+    if isinstance(held, FastLog):  # left behind by a run that ended without a word to its callbacks
+        del vars(module)["log"]
+        held = None
     if overridden or not (held is None or (isinstance(held, MethodType) and held.__func__ is stock)):
         return False
     vars(module)["log"] = fast = FastLog(module, trainer)

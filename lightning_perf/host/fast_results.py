@@ -219,7 +219,7 @@ def _fast_collection(stock: Any) -> type:
 
 def is_fast(collection: Any) -> bool:
     """Whether ``collection`` has been laid over."""
-    return _ROWS in vars(collection)
+    return collection is not None and _ROWS in vars(collection)
 
 
 def row_of(collection: Any, key: str) -> Row | None:

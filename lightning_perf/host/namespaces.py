@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
 import lightning.pytorch
-import pytorch_lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException as _UnifiedMisconfiguration
-from lightning_fabric.utilities.exceptions import MisconfigurationException as _StandaloneMisconfiguration
+from lightning_utilities.core import rank_zero
+
+# Importing pytorch_lightning points the shared rank-zero logger at itself; a user of lightning.pytorch keeps theirs.
+_logger, _was_imported = rank_zero.log, "pytorch_lightning" in sys.modules
+import pytorch_lightning  # noqa: E402
+from lightning_fabric.utilities.exceptions import MisconfigurationException as _StandaloneMisconfiguration  # noqa: E402
+
+if not _was_imported:
+    rank_zero.log = _logger
 
 _NAMESPACES: dict[str, ModuleType] = {"lightning": lightning.pytorch, "pytorch_lightning": pytorch_lightning}
 

@@ -59,6 +59,11 @@ def at_optimizer_door(trainer: Any, guest: Guest, *, order: int = 0) -> Callable
     return stand_at(strategy, "setup_optimizers", guest, around, order=order, parameters=("trainer",))
 
 
+def loaded_optimizer_states(trainer: Any) -> list[Any]:
+    """What the checkpoint that is being resumed holds for the optimizers; empty without one."""
+    return list(require(trainer, "_checkpoint_connector")._loaded_checkpoint.get("optimizer_states", ()))
+
+
 def scheduler_config(trainer: Any, scheduler: Any) -> Any:
     """Lightning's configuration of a scheduler that is stepped once per optimizer step."""
     types = require(namespace_of(trainer), "utilities").types

@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 from lightning_perf.host.doors import stand_at
 
-StepName: TypeAlias = Literal["training_step", "backward", "validation_step", "test_step", "predict_step"]
+StepName: TypeAlias = Literal[
+    "training_step", "backward", "optimizer_step", "validation_step", "test_step", "predict_step"
+]
 Guest: TypeAlias = Callable[[Callable[[], Any]], Any]
 
 

@@ -18,7 +18,7 @@ from lightning_perf.host import (
     is_a,
     same_callback,
 )
-from lightning_perf.host.optimizer_door import scheduler_config
+from lightning_perf.host.optimizer_door import loaded_optimizer_states, scheduler_config
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.param_groups import describe_groups, infer_groups
 from lightning_perf.optim.rebind import cannot_rebind, groups_like, rebind, reference_lr
@@ -97,6 +97,7 @@ class OptimizerFactory(PerfCallback):
         """Stand at the optimizer door of a fit: replacements come before fusing."""
         if stage != "fit":
             return
+        self._check_alone(trainer)
         if self.row is not None:
             self._check_reach(trainer, pl_module)
 
@@ -106,20 +107,23 @@ class OptimizerFactory(PerfCallback):
                 return
             if self.row is not None:
                 self._replace(pl_module, setup)
+                _check_checkpoint(loaded_optimizer_states(trainer), setup.optimizers[0], self)
             if self.schedule != "keep":
                 self._schedule(trainer, pl_module, setup)
             self._fuse(trainer, pl_module, setup)
 
         self.undo(trainer).push(at_optimizer_door(trainer, guest, order=0 if self.essential else 1))
 
+    def _check_alone(self, trainer: Any) -> None:
+        others = [c for c in trainer.callbacks if isinstance(c, OptimizerFactory) and c.essential]
+        others = [other for other in others if not same_callback(other, self)]
+        if self.essential and others:
+            raise MisconfigurationException(
+                f"{self!r} and {others[0]!r} both change the optimizer of one run; keep one of the two."
+            )
+
     def _check_reach(self, trainer: Any, pl_module: Any) -> None:
         asked = f"OptimizerFactory({self._arguments['optimizer']!r})"
-        others = [c for c in trainer.callbacks if isinstance(c, OptimizerFactory) and c.row is not None]
-        others = [other for other in others if not same_callback(other, self)]
-        if others:
-            raise MisconfigurationException(
-                f"{asked} and {others[0]!r} both replace the optimizer of one run; keep one of the two."
-            )
         for name in ("FSDPStrategy", "ModelParallelStrategy"):
             if is_a(trainer.strategy, name):
                 raise MisconfigurationException(
@@ -136,6 +140,11 @@ class OptimizerFactory(PerfCallback):
     def _replace(self, pl_module: Any, setup: OptimizerSetup) -> None:
         assert self.row is not None
         old = setup.optimizers[0]
+        if not reference_lr(old) > 0:
+            raise MisconfigurationException(
+                f"{type(old).__name__} of {type(pl_module).__name__} has learning rate {reference_lr(old)}: the module sets "
+                "it itself, and no ratio can be carried over; use OptimizerFactory() to keep the optimizer."
+            )
         default = self.row.defaults.get("lr")
         lr = self.lr if self.lr is not None else float(default if isinstance(default, (int, float)) else 1e-3)
         decay = self.weight_decay
@@ -179,13 +188,14 @@ class OptimizerFactory(PerfCallback):
         total = trainer.estimated_stepping_batches
         factor = make_factor(self.schedule, total, self.warmup)
         optimizer = setup.optimizers[0]
-        for group in optimizer.param_groups:  # a scheduler of the user's has scaled lr and left its mark
-            group["lr"] = group.pop("initial_lr", group["lr"])
+        _forget_schedulers(optimizer, [config.scheduler for config in setup.schedulers])
+        replaced = ", ".join(type(config.scheduler).__name__ for config in setup.schedulers)
         setup.schedulers[:] = [scheduler_config(trainer, LambdaLR(optimizer, factor))]
         warmup = ""
         if get_schedule(self.schedule).needs_total:
             warmup = f" over {total} optimizer steps, {resolve_warmup(self.warmup, int(total))} of them warm-up"
-        self.say(f"schedule {self.schedule}{warmup}.")
+        instead = f" in place of the module's {replaced}" if replaced else ""
+        self.say(f"schedule {self.schedule}{warmup}{instead}.")
 
     def _fuse(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> None:
         sparse = sparse_gradient_parameters(pl_module)
@@ -198,6 +208,34 @@ class OptimizerFactory(PerfCallback):
                 self.say(f"{name}: the step is now fused{rest}.")
             else:
                 self.say(f"{name} is left as it is: {outcome.reason}.")
+
+
+def _forget_schedulers(optimizer: Optimizer, schedulers: list[Any]) -> None:
+    """Put the peaks back that schedulers have scaled, and the momenta that they cycle."""
+    cycled = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
+    for group in optimizer.param_groups:
+        group["lr"] = _initial(group)
+        for key in ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"):
+            group.pop(key, None)
+        for key in ("betas", "momentum"):
+            if cycled and key in group:
+                group[key] = optimizer.defaults[key]
+
+
+def _check_checkpoint(states: list[Any], new: Optimizer, factory: OptimizerFactory) -> None:
+    """A checkpoint of another optimizer cannot be resumed: say so before torch fails in its own words."""
+    if not states:
+        return
+    saved = states[0]["param_groups"]
+    ours = [len(group["params"]) for group in new.param_groups]
+    theirs = [len(group["params"]) for group in saved]
+    missing = sorted(set(new.defaults) - set(saved[0]))
+    if ours != theirs or missing:
+        what = f"lacks {', '.join(missing)}" if missing else f"has groups of {theirs} parameters, not {ours}"
+        raise MisconfigurationException(
+            f"{factory!r} cannot resume this checkpoint: its optimizer is another one ({what}). Start a new run from its "
+            "weights (load_from_checkpoint), or resume without the factory."
+        )
 
 
 def _check(optimizer: str | None, settings: Mapping[str, object]) -> None:

@@ -32,9 +32,15 @@ def _family(optimizer: Optimizer) -> type[Optimizer] | None:
 
 
 def _unhooked(cls: type[Optimizer], method: str) -> object:
-    """The method as written: torch wraps ``step`` on the class of the first instance, subclass or not."""
+    """The method as written: torch lays its step hooks over the class, and Dynamo a wrapper of its own."""
     function = getattr(cls, method)
-    return function.__wrapped__ if getattr(function, "hooked", False) else function
+    while True:
+        if getattr(function, "hooked", False):
+            function = function.__wrapped__
+        elif hasattr(function, "_torchdynamo_orig_callable"):
+            function = function._torchdynamo_orig_callable
+        else:
+            return function
 
 
 def group_reason(

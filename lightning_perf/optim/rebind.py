@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, ReduceLROnPlateau
 
 _LEARNING_RATES = ("initial_lr", "max_lr", "min_lr")
 _MOMENTA = ("base_momentum", "max_momentum")
@@ -51,6 +51,10 @@ def groups_like(optimizer: Optimizer, *, lr: float, weight_decay: float | None) 
 def cannot_rebind(scheduler: Any, new: Optimizer) -> str | None:
     """Why ``scheduler`` cannot drive ``new``, or ``None`` if it can."""
     for one in _nested(scheduler):
+        if not isinstance(one, LRScheduler | ReduceLROnPlateau):
+            return f"{type(one).__name__} is not a scheduler of torch"
+        if isinstance(one, CyclicLR):
+            return "CyclicLR keeps its peaks to itself"
         if getattr(one, "cycle_momentum", False) and bool(getattr(one, "use_beta1", False)) != (
             "betas" in new.defaults
         ):

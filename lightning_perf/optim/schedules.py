@@ -260,7 +260,7 @@ def make_factor(name: str, total: float | int | None, warmup: float | int) -> Ca
         raise ValueError(f"schedule={name!r} leaves the user's schedulers alone and has no factor; name another one.")
     if not row.needs_total:
         return lambda step: schedule(step, total=0, warmup=0)
-    if total is None or not math.isfinite(total):
+    if total is None or not math.isfinite(total) or total < 0:
         raise ValueError(
             f"schedule={name!r} needs the number of optimizer steps of the run, but it is {total} (a loader without "
             "length?); set Trainer(max_steps=...) or use schedule='constant'."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -24,7 +24,16 @@ class _ViewGuard(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.refused = False
+        self._copies: list[tuple[torch.Tensor, int]] = []
+
+    @property
+    def refused(self) -> bool:
+        """Whether a view was refused."""
+        return bool(self._copies)
+
+    def written(self) -> bool:
+        """Whether somebody wrote through such a view, which the activation itself does not see."""
+        return any(copy._version != version for copy, version in self._copies)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -33,8 +42,9 @@ class _ViewGuard(TorchFunctionMode):
         except RuntimeError as error:
             if _REFUSED_VIEW not in str(error) or not args or not isinstance(args[0], torch.Tensor):
                 raise
-            self.refused = True
-            return func(args[0].contiguous(), *args[1:], **kwargs)
+            copy = args[0].contiguous()
+            self._copies.append((copy, copy._version))
+            return func(copy, *args[1:], **kwargs)
 
 
 class ChannelsLast(PerfCallback):
@@ -55,8 +65,15 @@ class ChannelsLast(PerfCallback):
         >>> trainer = Trainer(callbacks=[lp.ChannelsLast()], logger=False, enable_checkpointing=False)
     """
 
+    _of_the_run = ("_changed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed: list[tuple[nn.Parameter, torch.memory_format]] = []
+
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Stand at the module door."""
+        self._changed = []
 
         def convert(module: Any, checkpoint: Mapping[str, Any]) -> None:
             self._convert(trainer, module)
@@ -65,7 +82,15 @@ class ChannelsLast(PerfCallback):
 
     def _convert(self, trainer: Any, module: nn.Module) -> None:
         weights = _convolution_weights(module)
+        shared = _sharing_storage([weight for weight, _ in weights])
+        if shared:
+            weights = [(weight, memory_format) for weight, memory_format in weights if id(weight) not in shared]
+            self.say(
+                f"{len(shared)} convolutions share their storage with another tensor; their layout was left alone."
+            )
         if not weights:
+            if shared:
+                return
             self.say(f"{type(module).__name__} has no 2-D or 3-D convolution; nothing was changed.")
             return
         if _is_compiled(module):
@@ -81,18 +106,29 @@ class ChannelsLast(PerfCallback):
         self.say(f"{count} convolution{'s' if count > 1 else ''} stored channels-last.")
 
         def put_back() -> None:
-            _relayout([(weight, torch.contiguous_format) for weight, _ in changed])
+            self._changed = []
+            _relayout([(weight, torch.contiguous_format) for weight, _ in changed], trainer.strategy.optimizers)
 
+        self._changed = changed
         undo = self.undo(trainer)
         undo.push(put_back)
         for name in get_args(StepName):
             self._guard_first(trainer, name, put_back)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's hook, after a restore: a fused step needs its state in the layout of the weights."""
+        _relayout(self._changed, trainer.strategy.optimizers)
 
     def _guard_first(self, trainer: Any, name: StepName, put_back: Callable[[], None]) -> None:
         def first(step: Callable[[], Any]) -> Any:
             leave()
             with _ViewGuard() as guard:
                 output = step()
+            if guard.written():
+                raise RuntimeError(
+                    "the module writes through .view of an activation, which ChannelsLast cannot carry over; use .reshape "
+                    "or .flatten in the module, or leave ChannelsLast out."
+                )
             if guard.refused:
                 put_back()
                 self.say(
@@ -116,11 +152,31 @@ def _convolution_weights(module: nn.Module) -> list[tuple[nn.Parameter, torch.me
     return list(found.values())
 
 
-def _relayout(weights: list[tuple[nn.Parameter, torch.memory_format]]) -> None:
+def _relayout(weights: list[tuple[nn.Parameter, torch.memory_format]], optimizers: Iterable[Any] = ()) -> None:
+    """Put weights, their gradients and their optimizer state into a layout; fused kernels need all three alike."""
+    states = [optimizer.state for optimizer in optimizers]
     for weight, memory_format in weights:
         weight.data = weight.data.contiguous(memory_format=memory_format)
         if weight.grad is not None:
             weight.grad = weight.grad.contiguous(memory_format=memory_format)
+        for state in states:
+            for key, value in state[weight].items() if weight in state else ():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    state[weight][key] = value.contiguous(memory_format=memory_format)
+
+
+def _sharing_storage(weights: list[nn.Parameter]) -> set[int]:
+    """Ids of weights whose storage other tensors use too: moving one of them would tear them apart."""
+    owners: dict[int, int] = {}
+    for weight in weights:
+        owners[weight.untyped_storage().data_ptr()] = owners.get(weight.untyped_storage().data_ptr(), 0) + 1
+    return {
+        id(weight)
+        for weight in weights
+        if owners[weight.untyped_storage().data_ptr()] > 1
+        or weight.untyped_storage().nbytes() != weight.numel() * weight.element_size()
+        or (weight.is_shared() and not weight.is_cuda)
+    }
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning_perf.host import (
     PerfCallback,
     at_loader_door,
+    at_optimizer_door,
     capture_rng,
     loader_generators,
     restore_rng,
@@ -36,33 +37,40 @@ class ExactResume(PerfCallback):
 
     def __init__(self) -> None:
         super().__init__()
+        self._resumable = True
         self._saved: dict[str, Any] | None = None
         self._after_iterator: dict[str, Any] | None = None
 
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Stand at the loader door of a fit."""
         self._saved = self._after_iterator = None
+        self._resumable = True
         if stage != "fit":
             return
-        for leave in at_loader_door(
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            # What is restored after the optimizers exist is a tuner's own checkpoint, not the one that is resumed.
+            self.undo(trainer).push(at_optimizer_door(trainer, lambda setup: setattr(self, "_resumable", False)))
+        at_loader_door(
             trainer,
+            self.undo(trainer),
             before_iterator=lambda: self._restore(trainer),
             after_iterator=self._remember,
             on_start=self._restore_again,
-        ):
-            self.undo(trainer).push(leave)
+        )
+        self.say("random state goes into every checkpoint.")
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook, called on all ranks: add the state of every rank to this callback's state."""
         mine = {"rng": capture_rng(), "generators": [g.get_state() for g in loader_generators(trainer)]}
         checkpoint.setdefault("callbacks", {})[self.state_key] = {
-            "ranks": _gather(mine, trainer.world_size),
+            # After an exception the other ranks may not come: waiting for them would lose the checkpoint.
+            "ranks": [mine] if trainer.interrupted else _gather(mine, trainer.world_size),
             "threads": torch.get_num_threads(),
         }
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: keep the state until the training loader is set up."""
-        if str(getattr(trainer.state.fn, "value", trainer.state.fn)) != "fit":
+        if not self._resumable or str(getattr(trainer.state.fn, "value", trainer.state.fn)) != "fit":
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None:

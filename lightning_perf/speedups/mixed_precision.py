@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lightning_perf import hardware
-from lightning_perf.host import PerfCallback, is_a, namespace_of
+from lightning_perf.host import OptimizerSetup, PerfCallback, at_optimizer_door, is_a, namespace_of
 
 
 class AutoMixedPrecision(PerfCallback):
@@ -58,7 +58,15 @@ class AutoMixedPrecision(PerfCallback):
         before = strategy.precision_plugin
         strategy.precision_plugin = plugin
         self.undo(trainer).push(setattr, strategy, "precision_plugin", before)
+        self.undo(trainer).push(at_optimizer_door(trainer, lambda setup: self._allow_clipping(trainer, setup), order=2))
         self.say(f"precision 32-true -> bf16-mixed on {device}.")
+
+    def _allow_clipping(self, trainer: Any, setup: OptimizerSetup) -> None:
+        """Lightning refuses to clip for ``AdamW(fused=True)`` (#21435), though bfloat16 has no scaler to fear."""
+        for optimizer in setup.optimizers:
+            if trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+                self.undo(trainer).push(setattr, optimizer, "_step_supports_amp_scaling", True)
 
 
 def _is_plain_precision(plugin: Any) -> bool:

@@ -126,12 +126,13 @@ def test_pairs_share_a_seed_and_orders_alternate() -> None:
 def test_a_failing_variant_is_a_verdict() -> None:
     def run(variant: str, seed: int, position: int) -> Run:
         if variant == "b":
-            raise RuntimeError("diverged")
+            raise [RuntimeError, ValueError][seed]("diverged")
         return Run(variant, seed, position, quantities={"samples_per_second": 1.0})
 
     report = measure(["a", "b"], run, pairs=2)
-    assert [one.error for one in report.runs_of("b")] == ["RuntimeError: diverged"] * 2
+    assert [one.error for one in report.runs_of("b")] == ["RuntimeError: diverged", "ValueError: diverged"]
     assert "diverged" in report.table()
+    assert measure(["a", "c"], run, pairs=1, metric="val_nll", mode="min").quantity("final_metric").better == "lower"
     with pytest.raises(RuntimeError, match="every run of the baseline 'b' failed, first with RuntimeError: diverged"):
         measure(["b", "a"], run, pairs=2)
 

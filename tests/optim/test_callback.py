@@ -231,8 +231,9 @@ def test_a_schedule_needs_a_known_number_of_steps(ns: ModuleType, quiet: dict[st
     """No length and no max_steps: refused before training; with max_steps it runs."""
     endless = DataLoader(Endless(), batch_size=4)
     factory = lp.OptimizerFactory("adamw", schedule="warmup_cosine")
-    with pytest.raises(ValueError, match=r"inf.*max_steps"):
-        fit(ns, quiet, factory, loader=endless, max_epochs=-1)
+    for epochs in (-1, 2):
+        with pytest.raises(ValueError, match=r"(inf|-1).*max_steps"):
+            fit(ns, quiet, factory, loader=endless, max_epochs=epochs)
     _, _, record = fit(ns, quiet, factory, loader=endless, max_epochs=-1, max_steps=4)
     assert len(record.rates) == 4
     _, _, record = fit(ns, quiet, lp.OptimizerFactory("adamw"), loader=endless, max_epochs=1)
@@ -285,3 +286,47 @@ def test_every_row_of_the_registry_trains(quiet: dict[str, Any]) -> None:
             continue
         _, module, _ = fit(ns, quiet, factory, max_epochs=4)
         assert sum(module.losses[-6:]) < sum(module.losses[:6]), row.name
+
+
+def test_a_schedule_in_place_of_one_cycle(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """The user's OneCycleLR has scaled lr to a 25th and moved betas: both come back before our schedule starts."""
+
+    def configure(module: Any) -> Any:
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-2, betas=(0.8, 0.99))
+        scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=12)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    factory = lp.OptimizerFactory(schedule="constant")
+    _, _, record = fit(ns, quiet, factory, configure)
+    assert record.rates == [[0.1]] * 12
+    assert record.groups[0][0]["betas"] == (0.8, 0.99)
+    assert any("in place of the module's OneCycleLR" in line for line in factory.messages)
+
+
+def test_a_checkpoint_of_another_optimizer(ns: ModuleType, quiet: dict[str, Any], tmp_path: Any) -> None:
+    """Refused in words before torch fails in its own."""
+    trainer, *_ = fit(ns, quiet, lp.OptimizerFactory("sgd"), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    for name in ("adamw", "nadam"):
+        other = ns.Trainer(**quiet, max_epochs=2, callbacks=[lp.OptimizerFactory(name)])
+        with pytest.raises(MisconfigurationException, match=r"its optimizer is another one.*load_from_checkpoint"):
+            other.fit(make("plain", ns), images(), ckpt_path=tmp_path / "c.ckpt")
+
+
+def test_learning_rate_zero_and_unknown_schedulers(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"learning rate 0.*OptimizerFactory\(\)"):
+        fit(ns, quiet, lp.OptimizerFactory("adamw"), lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
+
+    def cyclic(module: Any) -> Any:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        return [optimizer], [lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=False)]
+
+    with pytest.raises(MisconfigurationException, match="CyclicLR keeps its peaks"):
+        fit(ns, quiet, lp.OptimizerFactory("adamw"), cyclic)
+
+
+def test_two_schedules(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    callbacks = [lp.OptimizerFactory(schedule="wsd"), lp.OptimizerFactory(schedule="constant")]
+    trainer = ns.Trainer(**quiet, max_epochs=1, callbacks=callbacks)
+    with pytest.raises(MisconfigurationException, match="keep one of the two"):
+        trainer.fit(make("plain", ns), images())

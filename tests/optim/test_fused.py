@@ -589,3 +589,12 @@ def test_on_cuda(case: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     for state in optimizers[1].state_dict()["state"].values():
         assert "step" not in state or state["step"].is_cpu
+
+
+def test_dynamo_lays_wrappers_over_the_classes() -> None:
+    """After a first ``torch.compile``, every optimizer class has an ``_init_group`` of Dynamo's: still torch's own."""
+    torch.compile(torch.nn.Linear(1, 1), backend="eager")(torch.zeros(1, 1))
+    import torch._dynamo.eval_frame
+
+    torch._dynamo.eval_frame.TorchPatcher.patch()
+    assert make_fused(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])).changed

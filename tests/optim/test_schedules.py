@@ -99,16 +99,15 @@ def test_constant_needs_no_total() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in COMPUTED if name != "constant"])
-@pytest.mark.parametrize("total", [None, math.inf, math.nan])
+@pytest.mark.parametrize("total", [None, math.inf, math.nan, -1])
 def test_unknown_total_is_refused(name: str, total: float | None) -> None:
     with pytest.raises(ValueError, match=rf"schedule='{name}'.*it is {total}.*max_steps"):
         make_factor(name, total, 0.05)
 
 
-@pytest.mark.parametrize("total", [0, -1])
-def test_no_steps_are_refused(total: int) -> None:
-    with pytest.raises(ValueError, match=f"has {total}; train longer"):
-        make_factor("wsd", total, 0.05)
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="has 0; train longer"):
+        make_factor("wsd", 0, 0.05)
 
 
 def test_unknown_name_lists_the_known() -> None:

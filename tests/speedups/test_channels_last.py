@@ -136,3 +136,64 @@ def test_a_contiguous_checkpoint_resumes_right(ns: ModuleType, quiet: dict[str, 
     plain = run([], tmp_path / "c.ckpt")
     for left, right in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["resume", "validation"])
+def test_an_optimizer_that_the_user_made_fused(
+    where: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: Any
+) -> None:
+    """``fused=True`` of the user's: state follows the layout of the weights, on resume and when the layout goes back."""
+
+    def run(callbacks: list[Any], epochs: int, ckpt: Any = None) -> tuple[Any, Any]:
+        module = module_with(conv_net(), ns)
+        cls = type(module)
+        cls.configure_optimizers = lambda self: torch.optim.AdamW(self.parameters(), lr=1e-2, fused=True)
+        if where == "validation":
+            cls.validation_step = lambda self, batch, i: self.log("v", self.net(batch[0]).view(4, -1).sum())
+        data = DataLoader(TensorDataset(torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))), 4)
+        trainer = ns.Trainer(**{**quiet, "num_sanity_val_steps": 0}, max_epochs=epochs, callbacks=callbacks)
+        trainer.fit(module, data, data, ckpt_path=ckpt)
+        return trainer, module
+
+    ckpt = None
+    if where == "resume":
+        run([], 1)[0].save_checkpoint(tmp_path / "c.ckpt")
+        ckpt = tmp_path / "c.ckpt"
+    for callbacks in ([lp.ChannelsLast()], lp.lossless()):
+        ours, plain = run(callbacks, 3, ckpt)[1], run([], 3, ckpt)[1]
+        for left, right in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_writing_through_a_view_is_stopped(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """The write would reach a copy only: the first step ends with a message instead of a wrong loss."""
+
+    def forward(net: Any, x: torch.Tensor) -> torch.Tensor:
+        y = net(x)
+        y.view(y.size(0), -1)[:, :20] = 0
+        return y
+
+    with pytest.raises(RuntimeError, match=r"writes through \.view.*leave ChannelsLast out"):
+        fit(module_with(conv_net(), ns, forward), ns, quiet, [lp.ChannelsLast()])
+
+
+def test_shared_storage_stays_shared(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    net[1].weight.data = net[0].weight.data
+    callback = lp.ChannelsLast()
+    fit(module_with(net, ns), ns, quiet, [callback])
+    assert net[0].weight.data_ptr() == net[1].weight.data_ptr()
+    assert "2 convolutions share their storage" in callback.messages[0]
+
+
+def test_lbfgs_flattens_gradients(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """LBFGS calls ``.view`` on gradients inside its step: as without us."""
+
+    def run(callbacks: list[Any]) -> Any:
+        module = module_with(conv_net(), ns)
+        type(module).configure_optimizers = lambda self: torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=2)
+        fit(module, ns, quiet, callbacks)
+        return module
+
+    for left, right in zip(run(lp.lossless()).parameters(), run([]).parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)

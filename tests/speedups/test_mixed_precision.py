@@ -52,6 +52,24 @@ def test_a_precision_of_the_users_is_kept(
     assert "'64-true', chosen by the user" in callback.messages[0]
 
 
+def test_clipping_with_the_users_fused_optimizer(
+    ns: ModuleType, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning refuses ``AdamW(fused=True)`` with clipping under bf16-mixed (#21435); the user did not ask for bf16."""
+    monkeypatch.setattr(hardware, "bfloat16_is_native", lambda device: True)
+    module = make("plain", ns)
+    type(module).configure_optimizers, stock = (
+        lambda self: torch.optim.AdamW(self.parameters(), lr=1e-3, fused=True),
+        type(module).configure_optimizers,
+    )
+    try:
+        trainer = ns.Trainer(**quiet, max_epochs=1, callbacks=[lp.AutoMixedPrecision()], gradient_clip_val=0.1)
+        trainer.fit(module, images())
+    finally:
+        type(module).configure_optimizers = stock
+    assert trainer.optimizers[0]._step_supports_amp_scaling
+
+
 def test_unknown_precision() -> None:
     with pytest.raises(ValueError, match=r"'16-mixed' is not known.*'bf16-mixed'"):
         lp.AutoMixedPrecision("16-mixed")  # type: ignore[arg-type]
