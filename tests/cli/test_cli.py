@@ -15,6 +15,7 @@ import lightning_perf as lp
 from lightning_perf.cli import main
 from lightning_perf.cli.compare_command import compare_configs
 from lightning_perf.cli.main import trainer_command
+from lightning_perf.host import PerfCallback
 from tests.recipes.idx_files import write_files
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def test_short_names_and_lossless(data: list[str], tmp_path: Path, monkeypatch: 
     short = ["--trainer.callbacks+=FastLogging", "--trainer.callbacks+=OptimizerFactory"]
     short += ["--trainer.callbacks.optimizer=adamw", "--trainer.callbacks.schedule=wsd", "--lossless=true"]
     cli = trainer_command([*arguments, *short], run=False)
-    ours = [callback for callback in cli.trainer.callbacks if type(callback).__module__.startswith("lightning_perf")]
+    ours = [callback for callback in cli.trainer.callbacks if isinstance(callback, PerfCallback)]
     assert sorted(type(callback).__name__ for callback in ours) == [
         "ChannelsLast",
         "ExactResume",
@@ -119,3 +120,14 @@ def test_bad_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["compare", "--config", str(a), "--config", str(b), "--html", str(blocked / "r.html")])
     assert "r.html" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fit_leaves_the_users_config_alone(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a logger, LightningCLI would save its config into the working directory, over the user's own file."""
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "config.yaml"
+    config.write_text((ROOT / "recipes/image_classification/baseline.yaml").read_text())
+    before = config.read_text()
+    main(["fit", "--config", "config.yaml", *SMALL, *data])
+    assert config.read_text() == before

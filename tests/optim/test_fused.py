@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import importlib
 import io
 import pickle
 import warnings
@@ -594,7 +595,5 @@ def test_on_cuda(case: str) -> None:
 def test_dynamo_lays_wrappers_over_the_classes() -> None:
     """After a first ``torch.compile``, every optimizer class has an ``_init_group`` of Dynamo's: still torch's own."""
     torch.compile(torch.nn.Linear(1, 1), backend="eager")(torch.zeros(1, 1))
-    import torch._dynamo.eval_frame
-
-    torch._dynamo.eval_frame.TorchPatcher.patch()
+    importlib.import_module("torch._dynamo.eval_frame").TorchPatcher.patch()
     assert make_fused(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])).changed
