@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 from benchmarks.goals import RESULTS
-from lightning_perf.report import Report
+from lightning_perf.hardware import cpu_flags
+from lightning_perf.measuring import Interval
+from lightning_perf.report import Quantity, Report
 
 README = Path("README.md")
 START = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results -->\n"
@@ -47,19 +50,36 @@ def row(label: str, name: str, key: str, variant: str, goal: str) -> str:
     ratio = report.ratio(key, variant)
     known = {quantity.key for quantity in report.quantities}
     memory = report.ratio("peak_memory", variant) if "peak_memory" in known else None
+    resolved = memory is not None and (memory.low > 1 or memory.high < 1)
     metric = report.difference("final_metric", variant) if "final_metric" in known else None
     unit = report.quantity("final_metric") if metric is not None else None
     cells = [
         label,
         f"**{ratio}**" if ratio is not None else "not measured",
-        f"{1 / memory.estimate:.2f}x" if memory is not None else "same state" if "state" in known else "-",
-        f"{metric.estimate * unit.scale:+.2f} {unit.unit} {unit.label}"
+        _memory(report, memory, resolved, variant) if memory is not None else "same optimizer state",
+        _metric(metric, unit)
         if metric is not None and unit is not None
-        else "-",
+        else "weights equal to 1e-6"
+        if "state" in known
+        else "no validation",
         goal,
         f"vs {report.baseline} ([raw](benchmarks/results/{name}.json))",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _metric(difference: Interval, unit: Quantity) -> str:
+    low, middle, high = (
+        f"{value * unit.scale:+.2f}" for value in (difference.low, difference.estimate, difference.high)
+    )
+    return f"{unit.label} {middle} {unit.unit.replace('%', 'points')} [{low}, {high}]"
+
+
+def _memory(report: Report, ratio: Interval, resolved: bool, variant: str) -> str:
+    values = [value for value in report.values("peak_memory", variant) if value is not None]
+    quantity = report.quantity("peak_memory")
+    words = f"{1 / ratio.estimate:.2f}x" if resolved else "no difference resolved"
+    return f"{quantity.text(median(values))}, {words}"
 
 
 def self_log_rows() -> list[str]:
@@ -69,11 +89,11 @@ def self_log_rows() -> list[str]:
         return []
     data = json.loads(path.read_text(encoding="utf-8"))
     return [
-        f"| overhead of {one['label']}: `FastLogging()` | **{one['ratio']['estimate']:.2f}x** of stock "
-        f"[{one['ratio']['low']:.2f}, {one['ratio']['high']:.2f}] | - | bit-identical | <= {one['goal']} | "
-        "vs stock `self.log` ([raw](benchmarks/results/self_log.json)) |"
+        f"| overhead of {one['name']}: `FastLogging()` | **{one['cpu']['ratio']:.2f}x the cost** "
+        f"[{max(one['cpu']['low'], 0):.2f}, {one['cpu']['high']:.2f}] | not measured | bit-identical (tests) | "
+        f"<= {one['goal']:.2f}x the cost | vs stock `self.log` ([raw](benchmarks/results/self_log.json)) |"
         for one in data["rows"]
-        if one.get("goal")
+        if one["goal"] is not None
     ]
 
 
@@ -83,7 +103,9 @@ def machine() -> str:
     if not path.exists():
         return ""
     report = Report.from_json(path)
+    flags = "with" if any(flag.startswith("avx512") for flag in cpu_flags()) else "without"
     facts = ", ".join(f"{key} {value}" for key, value in report.machine.items() if value is not None)
+    facts += f", {flags} AVX-512, native bfloat16: {bfloat16_is_native()}"
     return (
         f"Measured on: {facts}; torch {report.versions.get('torch')}, lightning {report.versions.get('lightning')}.\n"
     )

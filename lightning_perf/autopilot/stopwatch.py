@@ -62,14 +62,13 @@ class Stopwatch(PerfCallback):
         """Start with empty records."""
         if stage == "fit":
             self._reset()
+            # Before any other callback's setup: what a lever keeps in the heap must not count as somebody else's.
+            self._rss = measuring.rss_bytes() if measuring.reset_peak_rss() else None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock and reset the peaks of memory."""
+        """Start the clock and reset the peak of the device's memory."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
-            self._rss = None
-        else:
-            self._rss = measuring.rss_bytes() if measuring.reset_peak_rss() else None
         self._start = self._clock()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -80,7 +80,7 @@ def compare_configs(
         configs={name: str(path) for name, path in named.items()},
     )
     notes = [
-        "Every run had a process of its own; peak memory is resident memory above its value when training started."
+        "Every run had a process of its own; peak memory is resident memory above its value when the fit was set up."
     ]
     return dataclasses.replace(report, notes=(*report.notes, *notes))
 
