@@ -53,15 +53,14 @@ def row(label: str, name: str, key: str, variant: str, goal: str) -> str:
     resolved = memory is not None and (memory.low > 1 or memory.high < 1)
     metric = report.difference("final_metric", variant) if "final_metric" in known else None
     unit = report.quantity("final_metric") if metric is not None else None
+    quality = "weights equal to 1e-6" if "state" in known else "no validation"
+    if metric is not None and unit is not None:
+        quality = _metric(metric, unit)
     cells = [
         label,
         f"**{ratio}**" if ratio is not None else "not measured",
         _memory(report, memory, resolved, variant) if memory is not None else "same optimizer state",
-        _metric(metric, unit)
-        if metric is not None and unit is not None
-        else "weights equal to 1e-6"
-        if "state" in known
-        else "no validation",
+        quality,
         goal,
         f"vs {report.baseline} ([raw](benchmarks/results/{name}.json))",
     ]
