@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.goals import RESULTS
-from lightning_perf.hardware import cpu_flags
+from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Quantity, Report
 
