@@ -75,6 +75,8 @@ def _metric(difference: Interval, unit: Quantity) -> str:
 
 
 def _memory(report: Report, ratio: Interval, resolved: bool, variant: str) -> str:
+    if any("when training started" in note for note in report.notes):
+        return "not comparable: counted after the heap was retained"
     values = [value for value in report.values("peak_memory", variant) if value is not None]
     quantity = report.quantity("peak_memory")
     words = f"{1 / ratio.estimate:.2f}x" if resolved else "no difference resolved"
