@@ -252,6 +252,7 @@ def test_configs_differ_in_callbacks_only() -> None:
         "OptimizerFactory",
         "FastLogging",
         "ChannelsLast",
+        "MallocTuning",
         "ExactResume",
     ]
     assert callbacks["fast"][:-1] == callbacks["lossless"]
