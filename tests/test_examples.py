@@ -34,7 +34,9 @@ def test_pages(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The blocks of one page run in order, in one namespace; a block marked ``python no-run`` is only compiled."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__page__"}
-    for flavour, code in re.findall(r"^```python( no-run)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+    blocks = re.findall(r"^```python( no-run)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks or page.parent.name != "guides", "a guide page without a runnable example"
+    for flavour, code in blocks:
         compiled = compile(code, str(page), "exec")
         if not flavour:
             exec(compiled, names)

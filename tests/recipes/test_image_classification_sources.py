@@ -91,6 +91,7 @@ def test_recompressed_file_is_accepted(nowhere: Path, published: Path, monkeypat
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1, mtime=7))
     with serving(published, monkeypatch):
         ready(small_data(nowhere / "root"))
+    assert files.find([nowhere / "root"]) == nowhere / "root"
 
 
 @pytest.mark.parametrize("content", [b"<html>sign in</html>", gzip.compress(b"other")], ids=["text", "gzip"])
