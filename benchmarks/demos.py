@@ -20,7 +20,7 @@ from lightning.pytorch.demos.transformer import LightningTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
-from benchmarks.goals import Goal, publish
+from benchmarks.goals import Goal, publish, quiet_trainer
 
 PAIRS = 40
 STEPS = 24
@@ -49,16 +49,7 @@ def variant(make: Callable[[], tuple[Any, Any]], callbacks: list[Any]) -> tuple[
     """One run's Trainer, module and loader; the demo's download is left out."""
     module, loader = make()
     module.prepare_data = lambda: None
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
-    return trainer, module, loader
+    return quiet_trainer(callbacks), module, loader
 
 
 def main() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
 
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Report
@@ -39,3 +42,16 @@ def publish(report: Report, name: str, goals: list[Goal]) -> None:
     path = RESULTS / f"{name}.json"
     report.to_json(path)
     print(f"raw samples: benchmarks/results/{name}.json")
+
+
+def quiet_trainer(callbacks: list[Any]) -> pl.Trainer:
+    """One epoch on the CPU, with nothing of the Trainer's beside the training itself."""
+    return pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
-from benchmarks.goals import Goal, publish
+from benchmarks.goals import Goal, publish, quiet_trainer
 
 PAIRS = 12
 STEPS = 400
@@ -81,16 +81,7 @@ class Data(pl.LightningDataModule):
 
 def variant(callbacks: list[Any]) -> tuple[Any, ...]:
     """One run's Trainer, module and data."""
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
-    return trainer, MLP(), Data()
+    return quiet_trainer(callbacks), MLP(), Data()
 
 
 def raw_milliseconds(steps: int = 300) -> float:
