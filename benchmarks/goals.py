@@ -44,9 +44,10 @@ def publish(report: Report, name: str, goals: list[Goal]) -> None:
     print(f"raw samples: benchmarks/results/{name}.json")
 
 
-def quiet_trainer(callbacks: list[Any]) -> pl.Trainer:
-    """One epoch on the CPU, with nothing of the Trainer's beside the training itself."""
+def quiet_trainer(callbacks: list[Any], **arguments: Any) -> pl.Trainer:
+    """One epoch on the CPU, with nothing of the Trainer's beside the training itself but ``arguments``."""
     return pl.Trainer(
+        **arguments,
         max_epochs=1,
         accelerator="cpu",
         logger=False,

@@ -20,6 +20,7 @@ FLOORS = {
     "measuring": 0,
     "report": 0,
     "optim": 1,
+    "profiling": 1,
     "host": 2,
     "speedups": 2,
 }
@@ -32,9 +33,10 @@ def room_of(parts: tuple[str, ...]) -> str:
 
 
 def floor_of(parts: tuple[str, ...]) -> int:
-    """The floor of a module inside the package; a room's ``callback.py`` stands on floor 2."""
+    """The floor of a module inside the package; a room's ``callback.py`` and ``callback_*.py`` stand on floor 2."""
     floor = FLOORS[room_of(parts)]
-    return max(floor, 2) if Path(parts[-1]).stem == "callback" else floor
+    stem = Path(parts[-1]).stem
+    return max(floor, 2) if stem == "callback" or stem.startswith("callback_") else floor
 
 
 def imports_of(source: str) -> list[str]:
@@ -84,6 +86,8 @@ def test_imports_run_downwards(path: Path) -> None:
     [
         ("optim/schedules.py", "import lightning.pytorch"),
         ("report/html.py", "from lightning_perf.optim import build"),
+        ("profiling/phases.py", "from lightning_perf.profiling.callback_watch import listen"),
+        ("profiling/phases.py", "from lightning_perf.optim.fusable import class_reason"),
         ("optim/registry.py", "from lightning_perf.host import PerfCallback"),
         ("speedups/channels_last.py", "from lightning_perf.optim.callback import OptimizerFactory"),
         ("host/doors.py", "from lightning_perf.autopilot.compare import compare"),
@@ -126,6 +130,7 @@ def test_public_names() -> None:
         "MallocTuning",
         "OptimizerFactory",
         "Report",
+        "ThroughputProfiler",
         "compare",
         "list_optimizers",
         "lossless",

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_perf.autopilot.compare import monitored_metric
 from lightning_perf.autopilot.stopwatch import Stopwatch
-from lightning_perf.cli.main import PerfCLI, trainer_command
+from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
 
 
 class MeasuredCLI(PerfCLI):

@@ -1,6 +1,7 @@
 """The timing door: hear every action that the loops report to ``trainer.profiler``, beside the user's own profiler.
 
-The loops look ``trainer.profiler`` up at every use, so a chained one set in ``setup`` hears the whole run.
+The loops look ``trainer.profiler`` up at every use, so a chained one set in ``setup`` hears the whole run. What Lightning
+does not report (loggers, validation as a whole, the making of iterators) is heard by wrapping the method on its instance.
 """
 
 from __future__ import annotations
@@ -9,37 +10,56 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from lightning_perf.host.doors import require
+from lightning_perf.host.doors import require, stand_at
+
+_MOST_SPANS = 1024
 
 
 class Listener(Protocol):
     """Something that wants to know when an action of the loops starts and stops. Actions nest and repeat."""
 
-    def start(self, action_name: str) -> None: ...
+    def start(self, action: str) -> None: ...
 
-    def stop(self, action_name: str) -> None: ...
+    def stop(self, action: str) -> None: ...
 
 
 class _Span:
-    """Context manager of one action; a class with slots is cheaper than Lightning's generator."""
+    """Context manager of one action, used again at every step; cheaper than Lightning's generator even with a listener."""
 
-    __slots__ = ("_action", "_inner", "_listeners")
+    __slots__ = ("_action", "_starts", "_stops")
 
-    def __init__(self, action: str, listeners: tuple[Listener, ...], inner: Any) -> None:
-        self._action, self._listeners, self._inner = action, listeners, inner
+    def __init__(self, action: str, listeners: tuple[Listener, ...]) -> None:
+        self._action = action
+        self._starts = tuple(listener.start for listener in listeners)
+        self._stops = tuple(listener.stop for listener in reversed(listeners))
 
     def __enter__(self) -> str:
-        for listener in self._listeners:
-            listener.start(self._action)
-        if self._inner is not None:
-            self._inner.__enter__()
+        for start in self._starts:
+            start(self._action)
         return self._action
 
     def __exit__(self, *exception: object) -> None:
-        if self._inner is not None:
-            self._inner.__exit__(*exception)
-        for listener in reversed(self._listeners):
-            listener.stop(self._action)
+        for stop in self._stops:
+            stop(self._action)
+
+
+class _SpanAround(_Span):
+    """A span with the user's own profiler inside; good for one use, as theirs is."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, action: str, listeners: tuple[Listener, ...], inner: Any) -> None:
+        super().__init__(action, listeners)
+        self._inner = inner
+
+    def __enter__(self) -> str:
+        super().__enter__()
+        self._inner.__enter__()
+        return self._action
+
+    def __exit__(self, *exception: object) -> None:
+        self._inner.__exit__(*exception)
+        super().__exit__(*exception)
 
 
 class ChainedProfiler:
@@ -47,24 +67,43 @@ class ChainedProfiler:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.listeners: tuple[Listener, ...] = ()
+        self._listeners: tuple[Listener, ...] = ()
         self._inner_is_idle = type(inner).__name__ == "PassThroughProfiler"
+        self._spans: dict[str, _Span] = {}
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Those who hear every action, the first one outermost."""
+        return self._listeners
+
+    @listeners.setter
+    def listeners(self, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+        self._spans.clear()
 
     def start(self, action_name: str) -> None:
         """Forward to the listeners, then to the user's profiler."""
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.start(action_name)
         self.inner.start(action_name)
 
     def stop(self, action_name: str) -> None:
         """Forward to the user's profiler, then to the listeners."""
         self.inner.stop(action_name)
-        for listener in reversed(self.listeners):
+        for listener in reversed(self._listeners):
             listener.stop(action_name)
 
     def profile(self, action_name: str) -> _Span:
         """A context manager around one action."""
-        return _Span(action_name, self.listeners, None if self._inner_is_idle else self.inner.profile(action_name))
+        span = self._spans.get(action_name)
+        if span is not None:
+            return span
+        if not self._inner_is_idle:
+            return _SpanAround(action_name, self._listeners, self.inner.profile(action_name))
+        span = _Span(action_name, self._listeners)
+        if len(self._spans) < _MOST_SPANS:
+            self._spans[action_name] = span
+        return span
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
@@ -95,3 +134,22 @@ def at_timing_door(trainer: Any, listener: Listener) -> Callable[[], None]:
                 trainer.profiler = chain.inner
 
     return leave
+
+
+def time_calls(target: Any, name: str, listener: Listener, action: str) -> Callable[[], None]:
+    """Have ``listener`` hear every call of ``target.name`` as ``action``; returns the function that takes it away again.
+
+    Raises:
+        DoorClosed: if ``target`` has no such method in this release of Lightning.
+    """
+
+    def around(guests: list[Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        for hearer, heard in guests:
+            hearer.start(heard)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            for hearer, heard in reversed(guests):
+                hearer.stop(heard)
+
+    return stand_at(target, name, (listener, action), around, order=-1)

@@ -14,6 +14,7 @@ from lightning_perf.measuring import Interval, paired_difference, paired_ratio
 from lightning_perf.report import html, json_text, terminal
 from lightning_perf.report.files import check_writable
 from lightning_perf.report.quantities import Quantity
+from lightning_perf.report.sections import Section
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -78,7 +79,8 @@ class Report:
     """Runs of several variants beside a named baseline; renders as text, JSON, HTML, in a notebook, and as YAML.
 
     ``configs`` maps a variant to the path of the configuration that reproduces it, ``resolution`` is what a comparison
-    of equals showed. ``machine``, ``versions`` and ``created`` describe this process unless given.
+    of equals showed, ``sections`` are further tables and plots below. ``machine``, ``versions`` and ``created`` describe
+    this process unless given.
 
     Raises:
         ValueError: no runs, an unknown baseline, two runs of one variant with one seed, or a repeated quantity.
@@ -103,9 +105,10 @@ class Report:
     notes: Sequence[str] = ()
     resolution: Interval | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    sections: Sequence[Section] = ()
 
     def __post_init__(self) -> None:
-        for name in ("runs", "quantities", "notes"):
+        for name in ("runs", "quantities", "notes", "sections"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("machine", "versions", "configs"):
             object.__setattr__(self, name, dict(getattr(self, name)))
@@ -244,8 +247,13 @@ class Report:
         runs = [Run(**run) for run in data.pop("runs")]
         quantities = [Quantity(**quantity) for quantity in data.pop("quantities")]
         interval = data.pop("resolution")
+        sections = [Section(**section) for section in data.pop("sections", ())]
         return cls(
-            runs=runs, quantities=quantities, resolution=None if interval is None else Interval(**interval), **data
+            runs=runs,
+            quantities=quantities,
+            resolution=None if interval is None else Interval(**interval),
+            sections=sections,
+            **data,
         )
 
     def to_html(self, path: str | Path) -> Path:

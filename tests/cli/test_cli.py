@@ -14,7 +14,7 @@ import yaml
 import lightning_perf as lp
 from lightning_perf.cli import main
 from lightning_perf.cli.compare_command import compare_configs
-from lightning_perf.cli.main import trainer_command
+from lightning_perf.cli.trainer_cli import trainer_command
 from lightning_perf.host import PerfCallback
 from tests.recipes.idx_files import write_files
 

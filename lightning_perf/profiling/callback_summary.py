@@ -1,0 +1,125 @@
+"""From what a profiled fit has seen to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lightning_perf.profiling import phases
+from lightning_perf.profiling.advice import advise
+from lightning_perf.profiling.callback_evidence import gather_evidence
+from lightning_perf.profiling.callback_observe import Observations
+from lightning_perf.profiling.profile_report import (
+    VARIANT,
+    ProfileReport,
+    advice_section,
+    memory_section,
+    phase_section,
+    single_run,
+    stall_section,
+)
+from lightning_perf.profiling.steps import slowest_rank
+
+
+def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather: bool) -> ProfileReport:
+    """The report of a fit that has ended.
+
+    Args:
+        trainer: the Trainer.
+        observed: what was seen.
+        roofline: whether to measure what the machine can do, which takes about two seconds.
+        gather: whether all ranks are here, so that they can be compared.
+    """
+    steps = observed.steps
+    seconds = {name: value for name, value in observed.seconds.items() if name != phases.SETUP}
+    per_step = {name: value / steps.count for name, value in seconds.items()}
+    notes = [observed.contention, *_notes(trainer, seconds)]
+    if gather:
+        notes += _ranks(trainer, per_step)
+    quantities, missing = _quantities(observed)
+    evidence = gather_evidence(
+        trainer,
+        per_step,
+        steps=steps.count,
+        threads=torch.get_num_threads(),
+        processor=None if None in observed.processor else observed.processor,
+        convolution_share=None,
+        bfloat16_speed=None,
+    )
+    advice = advise(evidence)
+    runs, shown = single_run(quantities, missing, steps.times())
+    device = observed.device_seconds()
+    calls = dict(zip(observed.clock.names, observed.clock.calls, strict=True))
+    what = (
+        "Of the CUDA allocator." if observed.device.type == "cuda" else "Resident memory of the process, in one step."
+    )
+    sections = [
+        advice_section(advice),
+        phase_section(seconds, steps.count, device, observed.spans, calls),
+        memory_section(observed.memory, what),
+        stall_section(steps.stalls),
+    ]
+    return ProfileReport(
+        title=f"profile of {type(trainer.lightning_module).__name__}",
+        baseline=VARIANT,
+        runs=runs,
+        quantities=shown,
+        notes=notes,
+        sections=[section for section in sections if section is not None],
+        phases=seconds,
+        steps=steps.count,
+        samples_per_second=steps.samples_per_second(),
+        memory=observed.memory,
+        advice=advice,
+        device_phases=device,
+        stalls=steps.stalls,
+        spans=observed.spans,
+    )
+
+
+def _quantities(observed: Observations) -> tuple[dict[str, float | None], dict[str, str]]:
+    steps = observed.steps
+    quantities: dict[str, float | None] = {
+        "samples_per_second": steps.samples_per_second(),
+        "tokens_per_second": steps.tokens_per_second(),
+        "batches_per_second": steps.count / steps.seconds if steps.seconds else None,
+        "peak_memory": observed.peak_memory,
+        **{f"step_p{share:.0f}": steps.percentile(share / 100) for share in (50, 90, 99)},
+    }
+    missing = {}
+    if quantities["samples_per_second"] is None:
+        missing["samples_per_second"] = "the size of a batch could not be told"
+    if quantities["peak_memory"] is None:
+        missing["peak_memory"] = "this system does not tell the peak of resident memory"
+    return quantities, missing
+
+
+def _notes(trainer: Any, seconds: Mapping[str, float]) -> list[str]:
+    rest = seconds.get(phases.REST, 0.0) / max(sum(seconds.values()), 1e-12)
+    notes = [
+        "Phases exclude each other; validation, checkpoints and worker start-up are spread over all steps. "
+        f"{rest:.1%} of the time has no name."
+    ]
+    if not trainer.lightning_module.automatic_optimization and phases.BACKWARD not in seconds:
+        notes.append("The module calls loss.backward() itself, which no one can see: backward is part of forward here.")
+    if trainer.strategy.root_device.type == "cuda":
+        notes.append("Phases are the host's; the device's own are beside them, from events, without a synchronisation.")
+    return notes
+
+
+def _ranks(trainer: Any, per_step: Mapping[str, float]) -> list[str]:
+    """Who the others wait for; the wait itself is inside backward, so backward is left out."""
+    if trainer.world_size < 2:
+        return []
+    own = sum(seconds for name, seconds in per_step.items() if name != phases.BACKWARD)
+    mine = torch.tensor([own], device=trainer.strategy.root_device)
+    every = [float(value) for value in trainer.strategy.all_gather(mine).flatten()]
+    slowest = slowest_rank(every)
+    shown = ", ".join(f"rank {rank} {1e3 * seconds:.2f}" for rank, seconds in enumerate(every))
+    if slowest is None:
+        return [f"Milliseconds per step outside backward: {shown}; no rank keeps the others waiting."]
+    return [
+        f"Rank {slowest} is the slowest, the others wait for it: milliseconds per step outside backward are {shown}."
+    ]
