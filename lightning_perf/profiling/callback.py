@@ -79,6 +79,11 @@ class ThroughputProfiler(PerfCallback):
         return {**super().__getstate__(), "_observed": None}
 
     @property
+    def has_report(self) -> bool:
+        """Whether a fit has ended in which at least one step was timed."""
+        return self._report is not None
+
+    @property
     def report(self) -> ProfileReport:
         """What was measured in the last fit.
 

@@ -13,6 +13,7 @@ from lightning_perf import measuring
 from lightning_perf.host import BatchMeter, at_timing_door
 from lightning_perf.profiling import phases
 from lightning_perf.profiling.device_events import DeviceTimeline
+from lightning_perf.profiling.flop_count import FlopCount
 from lightning_perf.profiling.flops import FlopCounter
 from lightning_perf.profiling.phases import PhaseClock, Span
 from lightning_perf.profiling.steps import StepStatistics
@@ -70,7 +71,7 @@ class Observations:
         self._trainer = trainer
         self.meter = BatchMeter()
         self.began = False
-        self.flops: Any = None
+        self.flops: FlopCount | None = None
         self.memory: dict[str, int] = {}
         self.spans: list[Span] = []
         self.contention = ""
@@ -222,11 +223,11 @@ class Observations:
 
     def _count_flops(self) -> None:
         counter = FlopCounter(self.module)
-        self._looking.enter_context(counter)
         self._looking.callback(self._keep_flops, counter)
+        self._looking.enter_context(counter)
 
-    def _keep_flops(self, counter: Any) -> None:
-        self.flops = counter
+    def _keep_flops(self, counter: FlopCounter) -> None:
+        self.flops = counter.count
 
     def _watch_memory(self) -> None:
         clock, cuda = self.clock, self.device.type == "cuda"
@@ -239,7 +240,7 @@ class Observations:
         def mark(phase: int) -> None:
             nonlocal current
             bytes_ = peak()
-            if bytes_ is not None:
+            if bytes_ is not None and not current.startswith(phases.CALLBACK):
                 self.memory[current] = max(bytes_, self.memory.get(current, 0))
             if cuda:
                 torch.cuda.reset_peak_memory_stats(self.device)

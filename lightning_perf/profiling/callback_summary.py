@@ -11,10 +11,12 @@ from lightning_perf.profiling import phases
 from lightning_perf.profiling.advice import advise
 from lightning_perf.profiling.callback_evidence import gather_evidence
 from lightning_perf.profiling.callback_observe import Observations
+from lightning_perf.profiling.flop_count import FlopCount
 from lightning_perf.profiling.profile_report import (
     VARIANT,
     ProfileReport,
     advice_section,
+    flops_section,
     memory_section,
     phase_section,
     single_run,
@@ -45,7 +47,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         steps=steps.count,
         threads=torch.get_num_threads(),
         processor=None if None in observed.processor else observed.processor,
-        convolution_share=None,
+        convolution_share=_convolution_share(observed.flops),
         bfloat16_speed=None,
     )
     advice = advise(evidence)
@@ -58,6 +60,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
     sections = [
         advice_section(advice),
         phase_section(seconds, steps.count, device, observed.spans, calls),
+        None if observed.flops is None else flops_section(observed.flops, steps.percentile(0.5)),
         memory_section(observed.memory, what),
         stall_section(steps.stalls),
     ]
@@ -71,6 +74,8 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         phases=seconds,
         steps=steps.count,
         samples_per_second=steps.samples_per_second(),
+        flops_per_step=None if observed.flops is None else float(observed.flops.model),
+        flops_by_module={} if observed.flops is None else {k: v.model for k, v in observed.flops.by_module.items()},
         memory=observed.memory,
         advice=advice,
         device_phases=device,
@@ -89,11 +94,21 @@ def _quantities(observed: Observations) -> tuple[dict[str, float | None], dict[s
         **{f"step_p{share:.0f}": steps.percentile(share / 100) for share in (50, 90, 99)},
     }
     missing = {}
+    if observed.flops is not None:
+        quantities["flops_per_step"] = float(observed.flops.model)
+        quantities["flops_per_second"] = observed.flops.model * steps.count / steps.seconds if steps.seconds else None
     if quantities["samples_per_second"] is None:
         missing["samples_per_second"] = "the size of a batch could not be told"
     if quantities["peak_memory"] is None:
         missing["peak_memory"] = "this system does not tell the peak of resident memory"
     return quantities, missing
+
+
+def _convolution_share(flops: FlopCount | None) -> float | None:
+    """The part of the executed FLOPs in convolutions; ``None`` if they were not counted."""
+    if flops is None or not flops.total:
+        return None
+    return sum(count for name, count in flops.by_operator.items() if "conv" in name) / flops.total
 
 
 def _notes(trainer: Any, seconds: Mapping[str, float]) -> list[str]:

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_perf.profiling.advice import Advice
+from lightning_perf.profiling.flop_count import FlopCount, quantity
 from lightning_perf.profiling.phases import Span
 from lightning_perf.profiling.steps import Stall
 from lightning_perf.report import Plot, Quantity, Report, Run, Section, Series
 
 VARIANT = "this run"
+_MOST_MODULES = 20
 QUANTITIES = (
     Quantity("samples_per_second", "speed", "samples/s", better="higher", digits=1),
     Quantity("tokens_per_second", "tokens", "tokens/s", better="higher", digits=0),
@@ -120,6 +122,38 @@ def memory_section(memory: Mapping[str, int], what: str) -> Section | None:
         return None
     rows = [(name, f"{peak / 1e6:,.0f}") for name, peak in sorted(memory.items(), key=lambda item: -item[1])]
     return Section("Peak memory by phase", sentences=[what], headers=("phase", "MB"), rows=rows)
+
+
+def flops_section(count: FlopCount, seconds_per_step: float | None) -> Section:
+    """FLOPs of one step by module, the largest first, and what could not be counted."""
+    children = [(name, part) for name, part in count.by_module.items() if name and part.model]
+    # A module that holds but one other says nothing that the other does not say.
+    largest = sorted(children, key=lambda item: -item[1].model)[:_MOST_MODULES]
+    rows = [
+        (
+            name,
+            quantity(part.forward),
+            quantity(part.backward),
+            quantity(part.recompute),
+            f"{part.model / count.model:.1%}",
+        )
+        for name, part in largest
+    ]
+    sentences = [
+        f"Model: {quantity(count.model)} FLOPs per step, forward and backward; executed: {quantity(count.total)}."
+    ]
+    if count.by_dtype:
+        kinds = ", ".join(f"{flops / max(count.model, 1):.0%} in {dtype}" for dtype, flops in count.by_dtype.items())
+        sentences.append(f"Products: {kinds}.")
+    if count.intensity is not None:
+        sentences.append(f"At least {quantity(count.bytes)} bytes moved: {count.intensity:.1f} FLOPs per byte.")
+    if seconds_per_step:
+        sentences.append(f"{count.ops} operators per step, {1e6 * seconds_per_step / max(count.ops, 1):.1f} us each.")
+    if count.uncounted:
+        names = ", ".join(f"{name} ({calls}x)" for name, calls in count.uncounted.items())
+        sentences.append(f"A lower bound: no formula is known for {names}.")
+    headers = ("module", "forward", "backward", "recomputed", "share") if rows else ()
+    return Section("FLOPs", sentences=sentences, headers=headers, rows=rows)
 
 
 def stall_section(stalls: Sequence[Stall]) -> Section | None:

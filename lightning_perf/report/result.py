@@ -28,7 +28,7 @@ class Run:
 
     ``position`` is its place in the order in which the runs took place. A quantity that is None, absent or not finite
     was not measured; ``missing`` says why, and so does ``error`` for a run that failed. Curves are ``(seconds, value)``.
-    Runs of two variants with the same seed form a pair.
+    Runs of two variants with the same seed form a pair. ``phases`` are seconds per step, where a profiler was beside.
 
     Example::
 
@@ -45,6 +45,7 @@ class Run:
     notes: tuple[str, ...] = ()
     error: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         quantities = {key: None if value is None else float(value) for key, value in self.quantities.items()}
@@ -56,6 +57,7 @@ class Run:
             ("samples", samples),
             ("notes", tuple(self.notes)),
             ("missing", dict(self.missing)),
+            ("phases", dict(self.phases)),
         ):
             object.__setattr__(self, name, value)
 

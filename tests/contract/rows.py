@@ -47,5 +47,11 @@ ROWS = (
     Row("ChannelsLast", lp.ChannelsLast, "rounding", {"class_path": "lightning_perf.ChannelsLast"}),
     Row("MallocTuning", lp.MallocTuning, "bitwise", {"class_path": "lightning_perf.MallocTuning"}),
     Row("ExactResume", lp.ExactResume, "bitwise", {"class_path": "lightning_perf.ExactResume"}),
+    Row(
+        "ThroughputProfiler",
+        lambda: lp.ThroughputProfiler(roofline=False),
+        "bitwise",
+        {"class_path": "lightning_perf.ThroughputProfiler", "init_args": {"roofline": False}},
+    ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
 )
