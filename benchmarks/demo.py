@@ -1,6 +1,6 @@
 """``make demo``: the image recipe as plain Lightning and with our callbacks, 3 paired seeds, under 6 minutes.
 
-Prints one before/after table, where the time goes in both, and writes ``demo_report/report.json`` and ``demo_report/report.html``.
+Prints one before/after table and where the time goes in both; writes ``demo_report/report.json`` and ``report.html``.
 """
 
 from __future__ import annotations

@@ -47,8 +47,7 @@ def publish(report: Report, name: str, goals: list[Goal]) -> None:
 def quiet_trainer(callbacks: list[Any], **arguments: Any) -> pl.Trainer:
     """One epoch on the CPU, with nothing of the Trainer's beside the training itself but ``arguments``."""
     return pl.Trainer(
-        **arguments,
-        max_epochs=1,
+        **({"max_epochs": 1} | arguments),
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,

@@ -3,8 +3,9 @@
     python -m benchmarks.profiler_overhead
 
 Two modules: one whose step is next to nothing, where the cost in microseconds is seen best, and one whose step takes about
-a millisecond, where it is seen as a share. Short fits with and without the profiler alternate; the time of a step is the
-first quintile of a fit, by processor time of one thread. Goals: <= 10 us a step; <= 1 % of a 1 ms step.
+a millisecond, where it is seen as a share. The profiler is switched on and off in turns *within one fit*, so that both
+sides share heap and caches; the time of a step is the median of a block of steps, by processor time of one thread.
+Goals: <= 10 us a step; <= 1 % of a 1 ms step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import json
 import logging
 import statistics
+import time
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
-from benchmarks.self_log import StepClock
+from benchmarks.goals import quiet_trainer
 from lightning_perf import ThroughputProfiler, hardware, measuring
 
 RESULTS = Path(__file__).parent / "results" / "profiler_overhead.json"
@@ -50,59 +53,73 @@ class Step(L.LightningModule):
 MODULES = {"tiny step": (8, 1, 8), "1 ms step": (256, 4, 48)}
 
 
-def step_time(width: int, depth: int, batch: int, profiled: bool, steps: int) -> dict[str, float]:
-    """Microseconds per step of one short fit, by clock."""
-    clock = StepClock()
-    profiler = [ThroughputProfiler(flops=False, roofline=False)] if profiled else []
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[clock, *profiler],
-    )
-    data: Any = torch.randn(steps * batch, width)
-    trainer.fit(Step(width, depth), torch.utils.data.DataLoader(data, batch_size=batch))
-    return clock.step(skip=steps // 5)
+class Switch(L.Callback):
+    """Puts a profiler beside the training for every second block of steps, and keeps the time of each block's steps.
+
+    The first steps of a block are left out: those in which the profiler looks into memory and keeps a timeline.
+    """
+
+    def __init__(self, block: int = 60, skip: int = 10) -> None:
+        self.block, self.skip = block, skip
+        self.blocks: dict[bool, list[float]] = {False: [], True: []}
+        self._ticks: list[float] = []
+        self._profiler: ThroughputProfiler | None = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Read the clock; at the end of a block, switch."""
+        self._ticks.append(time.process_time())
+        if len(self._ticks) <= self.block:
+            return
+        seconds = [b - a for a, b in pairwise(self._ticks[self.skip :])]
+        self.blocks[self._profiler is not None].append(1e6 * statistics.median(seconds))
+        self._ticks.clear()
+        if self._profiler is None:
+            self._profiler = ThroughputProfiler(flops=False, roofline=False)
+            self._profiler.setup(trainer, pl_module, "fit")
+            self._profiler.on_train_start(trainer, pl_module)
+            trainer.callbacks.append(self._profiler)
+        else:
+            trainer.callbacks.remove(self._profiler)
+            self._profiler.teardown(trainer, pl_module, "fit")
+            self._profiler = None
 
 
-def measure(rounds: int, steps: int) -> dict[str, Any]:
-    """Both variants of both modules in every round; the content of the results file."""
-    variants = {(name, profiled): (*sizes, profiled) for name, sizes in MODULES.items() for profiled in (False, True)}
-    for variant in variants.values():
-        step_time(*variant, steps)
-    samples: dict[str, list[float]] = {f"{name}, {'profiled' if on else 'plain'}": [] for name, on in variants}
+def measure_module(width: int, depth: int, batch: int, blocks: int) -> tuple[list[float], list[float]]:
+    """Microseconds per step of the blocks without and with the profiler, in pairs."""
+    switch = Switch()
+    steps = 2 * blocks * (switch.block + 1) + 2
+    trainer = quiet_trainer([switch], max_epochs=-1, max_steps=steps)
+    data: Any = torch.randn(64 * batch, width)
+    loader = torch.utils.data.DataLoader(data, batch_size=batch)
+    trainer.fit(Step(width, depth), loader)
+    pairs = min(len(times) for times in switch.blocks.values())
+    return switch.blocks[False][:pairs], switch.blocks[True][:pairs]
+
+
+def measure(blocks: int) -> dict[str, Any]:
+    """Both modules; the content of the results file."""
+    rows, samples = [], {}
     with measuring.watch_contention() as watch:
-        for order in measuring.schedule(list(map(str, range(len(variants)))), rounds):
-            for index in order:
-                name, on = list(variants)[int(index)]
-                value = step_time(*variants[name, on], steps)["cpu"]
-                samples[f"{name}, {'profiled' if on else 'plain'}"].append(value)
-    rows = []
-    for name in MODULES:
-        plain, profiled = samples[f"{name}, plain"], samples[f"{name}, profiled"]
-        cost = measuring.paired_difference(profiled, plain)
-        share = measuring.paired_ratio(profiled, plain)
-        rows.append(
-            {
-                "name": name,
-                "step_microseconds": statistics.median(plain),
-                "cost_microseconds": [cost.estimate, cost.low, cost.high],
-                "ratio": [share.estimate, share.low, share.high],
-            }
-        )
+        for name, sizes in MODULES.items():
+            plain, profiled = measure_module(*sizes, blocks)
+            samples[name] = {"plain": plain, "profiled": profiled}
+            cost = measuring.paired_difference(profiled, plain)
+            share = measuring.paired_ratio(profiled, plain)
+            rows.append(
+                {
+                    "name": name,
+                    "step_microseconds": statistics.median(plain),
+                    "cost_microseconds": [cost.estimate, cost.low, cost.high],
+                    "ratio": [share.estimate, share.low, share.high],
+                }
+            )
     return {
         "benchmark": "profiler_overhead",
-        "unit": "microseconds of processor time per training step, first quintile of a fit",
+        "unit": "microseconds of processor time per training step, median of a block of 50 steps",
         "goals": {"tiny step": f"<= {GOAL_MICROSECONDS:g} us", "1 ms step": f"<= {GOAL_SHARE:.0%}"},
         "machine": hardware.machine(),
         "versions": hardware.versions(),
         "contention": watch.result.sentence(),
-        "rounds": rounds,
-        "steps": steps,
         "rows": rows,
         "samples": samples,
     }
@@ -111,14 +128,13 @@ def measure(rounds: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="rounds in which every variant runs once")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each run")
+    parser.add_argument("--blocks", type=int, default=100, help="blocks of 60 steps on each side")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    result = measure(arguments.rounds, arguments.steps)
+    result = measure(arguments.blocks)
     for row in result["rows"]:
         cost, ratio = row["cost_microseconds"], row["ratio"]
         print(

@@ -148,6 +148,12 @@ def _attribute(name: str) -> Callable[[Any], Any]:
 
 
 def _reader(path: _Path) -> Callable[[Any], Any]:
+    if len(path) == 1:
+        return path[0]
+    if len(path) == 2:
+        first, second = path
+        return lambda value: second(first(value))
+
     def read(value: Any) -> Any:
         for step in path:
             value = step(value)

@@ -34,18 +34,16 @@ class Undo:
 
 
 class _Guest(NamedTuple):
-    """Somebody at a door: served in the order of ``order``, as ``around`` says."""
+    """Somebody at a door. ``wrap(values, inner)`` makes the call that serves all guests of one ``kind`` together."""
 
     order: int
+    kind: Any
     value: Any
-    around: Around
+    wrap: Callable[[list[Any], Callable[..., Any]], Callable[..., Any]]
 
 
 class _Door:
-    """One wrapped method of one object and the guests who stand at it.
-
-    Guests of one kind (the same ``around`` function) are served together; kinds nest, the smallest order outermost.
-    """
+    """One wrapped method of one object and the guests who stand at it; kinds nest, the smallest order outermost."""
 
     def __init__(self, target: Any, name: str) -> None:
         self.guests: list[_Guest] = []
@@ -64,10 +62,10 @@ class _Door:
         self.guests = guests
         kinds: dict[Any, list[_Guest]] = {}
         for guest in sorted(guests, key=lambda one: one.order):
-            kinds.setdefault(guest.around.__code__, []).append(guest)
+            kinds.setdefault(guest.kind, []).append(guest)
         call = self._original
         for kind in reversed(list(kinds.values())):
-            call = _served(kind[0].around, [guest.value for guest in kind], call)
+            call = kind[0].wrap([guest.value for guest in kind], call)
         self._call = call
 
     def close(self) -> None:
@@ -77,10 +75,6 @@ class _Door:
             del vars(self._target)[self._name]
         else:
             vars(self._target)[self._name] = self._had
-
-
-def _served(around: Around, guests: list[Any], inner: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: around(guests, inner, args, kwargs)
 
 
 _doors: WeakKeyDictionary[Any, dict[str, _Door]] = WeakKeyDictionary()
@@ -127,23 +121,43 @@ def stand_at(
         target: the object whose method is wrapped, on the instance.
         name: the method.
         guest: anything; ``around`` decides what it means.
-        around: called as ``around(guests, original, args, kwargs)`` in place of the method.
+        around: called as ``around(guests, original, args, kwargs)`` in place of the method, with all guests that came with
+            the same function.
         order: guests with smaller numbers come first, whatever the order of the callbacks.
         parameters: see :func:`require`.
 
     Raises:
         DoorClosed: if ``target`` has no such method.
     """
+
+    def wrap(guests: list[Any], inner: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: around(guests, inner, args, kwargs)
+
+    return _enter(target, name, _Guest(order, around.__code__, guest, wrap), parameters)
+
+
+def wrap_at(
+    target: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]], *, order: int = 0
+) -> Callable[[], None]:
+    """Call ``wrap(method)`` in place of ``target.name``, for what must cost little; returns the function that undoes it.
+
+    Raises:
+        DoorClosed: if ``target`` has no such method.
+    """
+    kind = object()
+    return _enter(target, name, _Guest(order, kind, None, lambda guests, inner: wrap(inner)), None)
+
+
+def _enter(target: Any, name: str, guest: _Guest, parameters: tuple[str, ...] | None) -> Callable[[], None]:
     here = _doors.setdefault(target, {})
     if name not in here:
         require(target, name, parameters=parameters)
         here[name] = _Door(target, name)
     door = here[name]
-    entry = _Guest(order, guest, around)
-    door.serve([*door.guests, entry])
+    door.serve([*door.guests, guest])
 
     def leave() -> None:
-        door.serve([other for other in door.guests if other is not entry])
+        door.serve([other for other in door.guests if other is not guest])
         if not door.guests and here.get(name) is door:
             door.close()
             del here[name]

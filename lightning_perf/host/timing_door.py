@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from lightning_perf.host.doors import require, stand_at
+from lightning_perf.host.doors import require, wrap_at
 
 _MOST_SPANS = 1024
 
@@ -26,21 +26,17 @@ class Listener(Protocol):
 class _Span:
     """Context manager of one action, used again at every step; cheaper than Lightning's generator even with a listener."""
 
-    __slots__ = ("_action", "_starts", "_stops")
+    __slots__ = ("_action", "_start", "_stop")
 
-    def __init__(self, action: str, listeners: tuple[Listener, ...]) -> None:
-        self._action = action
-        self._starts = tuple(listener.start for listener in listeners)
-        self._stops = tuple(listener.stop for listener in reversed(listeners))
+    def __init__(self, action: str, listener: Listener) -> None:
+        self._action, self._start, self._stop = action, listener.start, listener.stop
 
     def __enter__(self) -> str:
-        for start in self._starts:
-            start(self._action)
+        self._start(self._action)
         return self._action
 
     def __exit__(self, *exception: object) -> None:
-        for stop in self._stops:
-            stop(self._action)
+        self._stop(self._action)
 
 
 class _SpanAround(_Span):
@@ -48,8 +44,8 @@ class _SpanAround(_Span):
 
     __slots__ = ("_inner",)
 
-    def __init__(self, action: str, listeners: tuple[Listener, ...], inner: Any) -> None:
-        super().__init__(action, listeners)
+    def __init__(self, action: str, listener: Listener, inner: Any) -> None:
+        super().__init__(action, listener)
         self._inner = inner
 
     def __enter__(self) -> str:
@@ -62,14 +58,47 @@ class _SpanAround(_Span):
         super().__exit__(*exception)
 
 
+class _Spans(dict[str, _Span]):
+    """Spans by action, made when first asked for. Looking one up is a dictionary's own work, without a frame of Python."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def __missing__(self, action: str) -> _Span:
+        span = _Span(action, self._listener)
+        if len(self) < _MOST_SPANS:
+            self[action] = span
+        return span
+
+
+class _Many:
+    """Several listeners as one: the first one outermost. Without any: nobody."""
+
+    def __init__(self, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+
+    def start(self, action: str) -> None:
+        """Tell all."""
+        for listener in self._listeners:
+            listener.start(action)
+
+    def stop(self, action: str) -> None:
+        """Tell all, the innermost first."""
+        for listener in reversed(self._listeners):
+            listener.stop(action)
+
+
 class ChainedProfiler:
     """The user's profiler with listeners around it; everything else (``describe``, ``setup``, ...) is the user's."""
 
+    #: A context manager around one action.
+    profile: Callable[[str], _Span]
+
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self._listeners: tuple[Listener, ...] = ()
         self._inner_is_idle = type(inner).__name__ == "PassThroughProfiler"
-        self._spans: dict[str, _Span] = {}
+        self.listeners = ()
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
@@ -79,31 +108,21 @@ class ChainedProfiler:
     @listeners.setter
     def listeners(self, listeners: tuple[Listener, ...]) -> None:
         self._listeners = listeners
-        self._spans.clear()
+        self._all: Listener = listeners[0] if len(listeners) == 1 else _Many(listeners)
+        self.profile = _Spans(self._all).__getitem__ if self._inner_is_idle else self._profile_around
 
     def start(self, action_name: str) -> None:
         """Forward to the listeners, then to the user's profiler."""
-        for listener in self._listeners:
-            listener.start(action_name)
+        self._all.start(action_name)
         self.inner.start(action_name)
 
     def stop(self, action_name: str) -> None:
         """Forward to the user's profiler, then to the listeners."""
         self.inner.stop(action_name)
-        for listener in reversed(self._listeners):
-            listener.stop(action_name)
+        self._all.stop(action_name)
 
-    def profile(self, action_name: str) -> _Span:
-        """A context manager around one action."""
-        span = self._spans.get(action_name)
-        if span is not None:
-            return span
-        if not self._inner_is_idle:
-            return _SpanAround(action_name, self._listeners, self.inner.profile(action_name))
-        span = _Span(action_name, self._listeners)
-        if len(self._spans) < _MOST_SPANS:
-            self._spans[action_name] = span
-        return span
+    def _profile_around(self, action_name: str) -> _Span:
+        return _SpanAround(action_name, self._all, self.inner.profile(action_name))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
@@ -143,13 +162,16 @@ def time_calls(target: Any, name: str, listener: Listener, action: str) -> Calla
         DoorClosed: if ``target`` has no such method in this release of Lightning.
     """
 
-    def around(guests: list[Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        for hearer, heard in guests:
-            hearer.start(heard)
-        try:
-            return original(*args, **kwargs)
-        finally:
-            for hearer, heard in reversed(guests):
-                hearer.stop(heard)
+    start, stop = listener.start, listener.stop
 
-    return stand_at(target, name, (listener, action), around, order=-1)
+    def timed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start(action)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                stop(action)
+
+        return call
+
+    return wrap_at(target, name, timed, order=-1)

@@ -9,11 +9,13 @@ from lightning_perf.host import BatchMeter, PerfCallback
 from lightning_perf.profiling.callback_evidence import processor_state, training_loader
 from lightning_perf.profiling.callback_observe import Observations, StepPlan
 from lightning_perf.profiling.callback_summary import build_report
-from lightning_perf.profiling.callback_watch import listen, listen_to_raw_steps, show_in_progress_bar
+from lightning_perf.profiling.callback_watch import count_batches, listen, listen_to_raw_steps, show_in_progress_bar
 from lightning_perf.profiling.device_events import DeviceTimeline
 from lightning_perf.profiling.phases import PhaseClock
 from lightning_perf.profiling.profile_report import ProfileReport
 from lightning_perf.report import check_writable
+
+_UNTIL_LOOKED = ("on_train_batch_start", "on_train_batch_end")
 
 
 class ThroughputProfiler(PerfCallback):
@@ -107,9 +109,17 @@ class ThroughputProfiler(PerfCallback):
         clock.mark = None if timeline is None else timeline.mark
         undo = self.undo(trainer)
         listen(trainer, pl_module, clock, undo)
+        for name in _UNTIL_LOOKED:
+            undo.push(self.__dict__.pop, name, None)
+
+        def log(scalars: dict[str, float]) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
         plan = StepPlan(flops=self.flops, trace_steps=self.trace_steps, folder=self.report_dir)
-        self._observed = Observations(trainer, pl_module, clock, timeline, plan)
+        self._observed = Observations(trainer, pl_module, clock, timeline, plan, self.every_n_steps, log)
         undo.push(self._observed.close)
+        count_batches(trainer, clock, self._observed.saw, undo)
         show_in_progress_bar(trainer, self._observed.bar_line, undo)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -125,16 +135,16 @@ class ThroughputProfiler(PerfCallback):
         observed.begin(self._known_batches(trainer), processor_state())
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook: what is in the batch, and whether this step is one to look into."""
+        """Lightning's hook, until the last step that is looked into: whether this is one."""
         if self._observed is not None:
-            self._observed.step_starts(batch)
+            self._observed.look()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook: count the step."""
-        observed = self._observed
-        if observed is not None and observed.step_ends() % self.every_n_steps == 0:
-            observed.refresh()
-            self._log(trainer, observed)
+        """Lightning's hook, until the last step that is looked into: look away."""
+        if self._observed is not None and not self._observed.look_away():
+            for name in _UNTIL_LOOKED:  # Lightning skips what cannot be called, and a step pays nothing for it
+                if getattr(type(self), name) is getattr(ThroughputProfiler, name):
+                    self.__dict__[name] = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: the report."""
@@ -168,8 +178,3 @@ class ThroughputProfiler(PerfCallback):
             return None
         epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else 1
         return int(batches) * int(epochs)
-
-    def _log(self, trainer: Any, observed: Observations) -> None:
-        scalars = observed.scalars()
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

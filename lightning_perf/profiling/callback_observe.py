@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from lightning_perf.profiling.steps import StepStatistics
 
 _WARM_UP = 2
 _TIMELINE_STEPS = 3
+_NOT_TIMED = ("warm-up", "flops", "memory", "trace")
 #: Below so many batches nothing is left out as warm-up, and every step is looked into and timed as well.
 _SHORT = 8
 
@@ -35,6 +38,11 @@ class StepPlan:
     trace_steps: int = 0
     folder: Path | None = None
     short: bool = False
+
+    @property
+    def last_looked_into(self) -> int:
+        """The index of the last step that is not only timed."""
+        return 0 if self.short else _WARM_UP + 1 + _TIMELINE_STEPS + self.trace_steps
 
     def role(self, index: int) -> str:
         """``warm-up``, ``flops``, ``memory``, ``timeline``, ``trace`` or ``timed`` for the step of that index."""
@@ -63,6 +71,8 @@ class Observations:
         clock: PhaseClock,
         timeline: DeviceTimeline | None,
         plan: StepPlan,
+        every: int,
+        tell: Callable[[dict[str, float]], None],
     ) -> None:
         self.clock, self.timeline, self.plan = clock, timeline, plan
         self.steps = StepStatistics()
@@ -80,12 +90,13 @@ class Observations:
         self.peak_memory: int | None = None
         self.traced: Path | None = None
         self._watch = measuring.watch_contention()
-        self._between = [clock.index_of(name) for name in phases.BETWEEN_STEPS]
+        self._now = time.perf_counter
+        self._every, self._tell = every, tell
         self._index = 0
         self._role = "timed"
-        self._size: tuple[int | None, int | None] = (None, None)
-        self._step_began = self._was_between = 0.0
-        self._before: tuple[list[float], list[int]] = ([], [])
+        self._size: tuple[int | None, int | None] | None = None
+        self._step_began = self._was_away = 0.0
+        self._before: list[float] = []
         self._looking, self._tracing = ExitStack(), ExitStack()
         self._depth = 0
         self._line: dict[str, str] = {}
@@ -107,14 +118,13 @@ class Observations:
         self.clock.totals[self.clock.index_of(phases.WORKER_START)] = startup
         if self.timeline is not None:
             self.timeline.reset()
-        self._open_step()
+        self._step_began, self._was_away = self.clock.now(), self.clock.away
+        self._before = self.clock.totals[:]
+        self.clock.at_next_batch = self.next_batch
 
-    def step_starts(self, batch: Any) -> None:
-        """A batch is there; its wait is behind us."""
-        self._size = self.meter(batch)
+    def look(self) -> None:
+        """A batch is there: begin to look into its step, if this is one to look into."""
         self._role = role = self.plan.role(self._index)
-        if role == "timed":
-            return
         if role == "flops":
             self._count_flops()
         elif role == "memory":
@@ -124,32 +134,51 @@ class Observations:
         elif role == "trace":
             self._trace()
 
-    def step_ends(self) -> int:
-        """The step is over; returns how many there have been."""
-        clock, role = self.clock, self._role
-        now = clock.now()
-        if role in ("timed", "timeline"):
-            between = sum(clock.totals[index] for index in self._between)
-            seconds = now - self._step_began - (between - self._was_between)
-            if self.steps.add(seconds, *self._size):
-                self.steps.stalled(seconds, self._before[0], clock.totals, clock.names)
-            if role == "timeline" and self.plan.role(self._index + 1) != "timeline":
-                self.spans = clock.recorded()
+    def look_away(self) -> bool:
+        """The batch is done with; returns whether some later step will be looked into."""
+        self._looking.close()
+        role, following = self._role, self.plan.role(self._index + 1)
+        if role == "timeline" != following:
+            self.spans = self.clock.recorded()
+        if role == "trace" != following:
+            self._tracing.close()
+        return self._index < self.plan.last_looked_into
+
+    def saw(self, batch: Any) -> None:
+        """What the step under way was made of."""
+        self._size = self.meter(batch)
+
+    def next_batch(self) -> None:
+        """The loop asks for the next batch: one step ends, another begins."""
+        size = self._size
+        if size is None:  # nothing was trained since, as at the end of a loader that does not know its length
+            return
+        self._size = None
+        clock = self.clock
+        if self._role in _NOT_TIMED:
+            self._step_began = clock.now()
+            clock.totals[:] = [*self._before, *[0.0] * (len(clock.totals) - len(self._before))]
+            if self._index >= self.plan.last_looked_into:
+                self._role = "timed"
         else:
-            self._looking.close()
-            if role == "trace" and self.plan.role(self._index + 1) != "trace":
-                self._tracing.close()
-            clock.now()
-            self._forget_step()
+            now = self._now()
+            if self.steps.add(now - self._step_began - (clock.away - self._was_away), *size):
+                seconds = now - self._step_began - (clock.away - self._was_away)
+                self.steps.stalled(seconds, self._before, clock.totals, clock.names)
+            self._step_began = now
+        self._was_away = clock.away
+        self._before = clock.totals[:]
+        self._index += 1
         if self.timeline is not None:
             self.timeline.poll()
-        self._index += 1
-        self._open_step()
-        return self._index
+        if not self._index % self._every:
+            self._refresh()
+            self._tell(self.scalars())
 
     def finish(self, processor: Any) -> None:
         """Training is over, or was broken off."""
         self.close()
+        self.next_batch()
         self.spans = self.spans or self.clock.recorded()
         self.clock.unwind(self._depth)
         self.seconds = phases.by_phase(self.clock.seconds())
@@ -195,7 +224,7 @@ class Observations:
             found.update({f"profile/share/{name}": value / whole for name, value in grown.items() if value > 0})
         return found
 
-    def refresh(self) -> None:
+    def _refresh(self) -> None:
         """Compute the line of the progress bar anew."""
         seconds = phases.by_phase(self.clock.seconds())
         whole = sum(seconds.values())
@@ -209,17 +238,6 @@ class Observations:
     def bar_line(self) -> dict[str, str]:
         """What the progress bar shows beside its own metrics."""
         return self._line
-
-    def _open_step(self) -> None:
-        totals = self.clock.totals
-        self._step_began = self.clock.now()
-        self._was_between = sum(totals[index] for index in self._between)
-        self._before = (totals[:], self.clock.calls[:])
-
-    def _forget_step(self) -> None:
-        """Put seconds and calls back to what they were before this step."""
-        for values, before in zip((self.clock.totals, self.clock.calls), self._before, strict=True):
-            values[:] = [*before, *[0] * (len(values) - len(before))]
 
     def _count_flops(self) -> None:
         counter = FlopCounter(self.module)

@@ -53,13 +53,12 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
     advice = advise(evidence)
     runs, shown = single_run(quantities, missing, steps.times())
     device = observed.device_seconds()
-    calls = dict(zip(observed.clock.names, observed.clock.calls, strict=True))
     what = (
         "Of the CUDA allocator." if observed.device.type == "cuda" else "Resident memory of the process, in one step."
     )
     sections = [
         advice_section(advice),
-        phase_section(seconds, steps.count, device, observed.spans, calls),
+        phase_section(seconds, steps.count, device, observed.spans),
         None if observed.flops is None else flops_section(observed.flops, steps.percentile(0.5)),
         memory_section(observed.memory, what),
         stall_section(steps.stalls),

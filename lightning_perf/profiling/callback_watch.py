@@ -8,31 +8,29 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_perf.host import Undo, at_timing_door
-from lightning_perf.host.doors import stand_at
+from lightning_perf.host.doors import stand_at, wrap_at
 from lightning_perf.host.log_door import at_log_door
 from lightning_perf.host.optimizer_door import raw
 from lightning_perf.host.timing_door import time_calls
 from lightning_perf.profiling import phases
 from lightning_perf.profiling.phases import PhaseClock
 
-_RESULTS = ("on_batch_start", "on_batch_end", "update_train_step_metrics", "update_train_epoch_metrics", "on_epoch_end")
+_RESULTS = ("update_train_step_metrics", "update_train_epoch_metrics", "on_epoch_end")
 
 
-class _Evaluation:
-    """Hears validation as a whole and turns the clock's actions to it."""
+class _Between:
+    """Hears what belongs to no step: validation, checkpoints, the start of workers."""
 
-    def __init__(self, clock: PhaseClock) -> None:
-        self._clock = clock
+    def __init__(self, clock: PhaseClock, *, evaluate: bool = False) -> None:
+        self._clock, self._evaluate = clock, evaluate
 
     def start(self, action: str) -> None:
-        """Validation begins."""
-        self._clock.start(action)
-        self._clock.evaluate(True)
+        """It begins."""
+        self._clock.leave_steps(action, self._evaluate)
 
     def stop(self, action: str) -> None:
-        """Validation ends."""
-        self._clock.evaluate(False)
-        self._clock.stop(action)
+        """It ends."""
+        self._clock.return_to_steps(action)
 
 
 def listen(trainer: Any, pl_module: Any, clock: PhaseClock, undo: Undo) -> None:
@@ -47,9 +45,11 @@ def listen(trainer: Any, pl_module: Any, clock: PhaseClock, undo: Undo) -> None:
         undo.push(time_calls(connector, name, clock, phases.LOGGING))
     undo.push(time_calls(connector, "log_metrics", clock, phases.LOGGERS))
     undo.push(at_log_door(pl_module, clock, phases.LOGGING))
-    undo.push(time_calls(loop, "setup_data", clock, phases.WORKER_START))
-    undo.push(time_calls(loop.epoch_loop, "on_run_start", clock, phases.WORKER_START))
-    undo.push(time_calls(loop.epoch_loop.val_loop, "run", _Evaluation(clock), phases.VALIDATION))  # type: ignore[arg-type]
+    between = _Between(clock)
+    undo.push(time_calls(loop, "setup_data", between, phases.WORKER_START))
+    undo.push(time_calls(loop.epoch_loop, "on_run_start", between, phases.WORKER_START))
+    undo.push(time_calls(trainer, "save_checkpoint", between, phases.CHECKPOINT))
+    undo.push(time_calls(loop.epoch_loop.val_loop, "run", _Between(clock, evaluate=True), phases.VALIDATION))
     if not pl_module.automatic_optimization:
         undo.push(time_calls(trainer.strategy, "backward", clock, phases.BACKWARD))
 
@@ -67,6 +67,29 @@ def listen_to_raw_steps(trainer: Any, clock: PhaseClock, undo: Undo) -> None:
         inner = raw(optimizer)
         for register, hook in ((inner.register_step_pre_hook, begin), (inner.register_step_post_hook, end)):
             undo.push(register(hook).remove)
+
+
+def count_batches(trainer: Any, clock: PhaseClock, saw: Callable[[Any], None], undo: Undo) -> None:
+    """Have ``saw(batch)`` called for every batch that was trained, where Lightning drops its reference to it.
+
+    What Lightning does there, the update of what was logged, is heard as logging.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    start, stop = clock.start, clock.stop
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call() -> Any:
+            if results.batch is not None:  # validation has results of its own
+                saw(results.batch)
+            start(phases.LOGGING)
+            try:
+                return original()
+            finally:
+                stop(phases.LOGGING)
+
+        return call
+
+    undo.push(wrap_at(trainer._logger_connector, "on_batch_end", counted))
 
 
 def show_in_progress_bar(trainer: Any, line: Callable[[], dict[str, str]], undo: Undo) -> None:

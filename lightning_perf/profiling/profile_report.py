@@ -83,20 +83,18 @@ def phase_section(
     steps: int,
     device: Mapping[str, float],
     spans: Sequence[Span],
-    calls: Mapping[str, int],
 ) -> Section:
     """The table of phases, a bar for each, and the timeline of a few steps."""
     whole = sum(phases.values())
     ordered = sorted(phases, key=lambda name: -phases[name])
     on_device = bool(device)
-    headers = ("phase", "ms per step", "share", "calls per step", *(("ms on the device",) if on_device else ()))
+    headers = ("phase", "ms per step", "share", *(("ms on the device",) if on_device else ()))
     rows = []
     for name in ordered:
         row = [
             name,
             f"{1e3 * phases[name] / steps:.3f}",
             f"{phases[name] / whole:.1%}",
-            f"{calls.get(name, 0) / steps:.2g}",
         ]
         rows.append((*row, f"{1e3 * device.get(name, 0.0) / steps:.3f}") if on_device else tuple(row))
     bars = [Series(name, [(0.0, 1e3 * phases[name] / steps)], kind="bar") for name in ordered]

@@ -42,25 +42,30 @@ class StepStatistics:
         self.tokens: int | None = 0
         self.stalls: list[Stall] = []
         self._times = array("d")
-        self._recent: list[float] = []
-        self._typical = float("inf")
+        self._typical = self._limit = float("inf")
 
     def add(self, seconds: float, samples: int | None, tokens: int | None) -> bool:
-        """Count one step; returns whether it stalled, compared with the median of the 64 steps before."""
-        if self.count < _KEPT:
+        """Count one step; returns whether it stalled, compared with the median of 64 steps before."""
+        count = self.count
+        if count < _KEPT:
             self._times.append(seconds)
         else:
-            self._times[self.count % _KEPT] = seconds
-        self.count += 1
+            self._times[count % _KEPT] = seconds
+        self.count = count + 1
         self.seconds += seconds
-        self.samples = None if samples is None or self.samples is None else self.samples + samples
-        self.tokens = None if tokens is None or self.tokens is None else self.tokens + tokens
-        recent = self._recent
-        recent.append(seconds)
-        if len(recent) == _RECENT:
-            self._typical = sorted(recent)[_RECENT // 2]
-            recent.clear()
-        return seconds > _STALL * self._typical
+        if samples is None or self.samples is None:
+            self.samples = None
+        else:
+            self.samples += samples
+        if tokens is None or self.tokens is None:
+            self.tokens = None
+        else:
+            self.tokens += tokens
+        if not self.count % _RECENT:
+            last = self.count % _KEPT or len(self._times)
+            self._typical = sorted(self._times[max(last - _RECENT, 0) : last])[-_RECENT // 2]
+            self._limit = _STALL * self._typical
+        return seconds > self._limit
 
     def stalled(self, seconds: float, before: Sequence[float], after: Sequence[float], names: Sequence[str]) -> None:
         """Keep a stall with the phase that took most of it; the ten longest are kept."""

@@ -86,22 +86,25 @@ def test_validation_keeps_its_actions_to_itself() -> None:
     time = FakeClock()
     clock = PhaseClock(clock=time)
     clock.reset()
-    clock.start("validation")
-    clock.evaluate(True)
+    clock.leave_steps("validation", evaluate=True)
     time.pass_(1)
     clock.start("[Strategy]S.batch_to_device")
     time.pass_(2)
     clock.stop("[Strategy]S.batch_to_device")
-    clock.evaluate(False)
-    clock.stop("validation")
+    clock.leave_steps("save_checkpoint")
+    time.pass_(8)
+    clock.return_to_steps("save_checkpoint")
+    time.pass_(16)
+    clock.return_to_steps("validation")
+    assert clock.away == 1 + 2 + 8 + 16
     clock.start("[Strategy]S.batch_to_device")
     time.pass_(4)
     clock.stop("[Strategy]S.batch_to_device")
     seconds = clock.seconds()
-    assert seconds["validation"] == 1
+    assert seconds["validation"] == 1 + 16
     assert seconds["validation/host to device"] == 2
     assert seconds["host to device"] == 4
-    assert by_phase(seconds) == {"validation": 3, "host to device": 4}
+    assert by_phase(seconds) == {"validation": 19, "checkpoint": 8, "host to device": 4}
 
 
 def test_unwind_closes_what_an_exception_left_open() -> None:
