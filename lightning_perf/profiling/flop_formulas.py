@@ -73,7 +73,8 @@ def looks_costly(operator: Any) -> bool:
 _FREE_NAMESPACES = {"prim", "prims", "profiler", "c10d", "_c10d_functional", "_dtensor", "streams"}
 _COSTLY = re.compile(
     r"(?:^|_)(?:mm|addmm|matmul|linear|trilinear|conv(?:[123]d)?|convolution|depthwise[23]d|attention|rnn|lstm|gru|cdist"
-    r"|pdist|fft|linalg|cholesky|lu|qr|svd|eig|inverse|solve|householder|ormqr|geqrf)(?:$|_)(?!.*(?:errors|norm|cross)$)"
+    r"|pdist|fft|linalg|cholesky|lu|qr|svd|eig|inverse|solve|householder|ormqr|geqrf)(?:$|_)"
+    r"(?!.*(?:errors|norm|cross|cell|cell_backward|cell_backward_impl)$)"
 )
 
 
