@@ -88,9 +88,9 @@ class FlopCount:
         Example::
 
             >>> print(FlopCount(30, 60, by_module={"": ModuleFlops(30, 60), "net": ModuleFlops(30, 60)}).table())
-            module   forward  backward  recompute   share
-            (root)        30        60          0  100.0%
-              net         30        60          0  100.0%
+            module  forward  backward  recompute   share
+            (root)       30        60          0  100.0%
+              net        30        60          0  100.0%
             model 90 FLOPs a step, executed 90
         """
         rows = [("module", "forward", "backward", "recompute", "share")]

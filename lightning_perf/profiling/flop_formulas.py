@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -51,6 +52,7 @@ def work_of(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out
     return Work(int(registered(*args, **kwargs, out_val=out))) if registered is not None else None
 
 
+@cache
 def name_of(operator: Any) -> str:
     """``aten::mm`` for every overload of ``mm`` and for ``mm_``; the plain name of a higher-order operator."""
     schema = getattr(operator, "_schema", None)
@@ -62,6 +64,7 @@ def has_formula(operator: Any) -> bool:
     return name_of(operator) in FORMULAS or getattr(operator, "_overloadpacket", operator) in flop_counter.flop_registry
 
 
+@cache
 def looks_costly(operator: Any) -> bool:
     """Whether an operator without a formula may hide many FLOPs: told from its name, or because torch does not own it."""
     namespace, _, name = name_of(operator).rpartition("::")
@@ -73,14 +76,19 @@ def looks_costly(operator: Any) -> bool:
 _FREE_NAMESPACES = {"prim", "prims", "profiler", "c10d", "_c10d_functional", "_dtensor", "streams"}
 _COSTLY = re.compile(
     r"(?:^|_)(?:mm|addmm|matmul|linear|trilinear|conv(?:[123]d)?|convolution|depthwise[23]d|attention|rnn|lstm|gru|cdist"
-    r"|pdist|fft|linalg|cholesky|lu|qr|svd|eig|inverse|solve|householder|ormqr|geqrf)(?:$|_)(?!.*errors$)"
+    r"|pdist|fft|linalg|cholesky|lu|qr|svd|eig|inverse|solve|householder|ormqr|geqrf)(?:$|_)"
+    r"(?!.*(?:errors|norm|cross|cell|cell_backward|cell_backward_impl)$)"
 )
 
 
 def _bind(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by the names of the operator's schema."""
-    names = (argument.name for argument in operator._schema.arguments)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(_parameters(operator), args, strict=False)), **kwargs}
+
+
+@cache
+def _parameters(operator: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in operator._schema.arguments)
 
 
 def _stored(matrix: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,13 +33,18 @@ def bytes_moved(operator: Any, name: str, args: tuple[Any, ...], kwargs: Mapping
         >>> bytes_moved(torch.ops.aten.mul.Tensor, "aten::mul", (a, a), {}, a * a)
         144
     """
-    if getattr(operator, "is_view", False) or name in _WITHOUT_TRAFFIC:
+    if _is_view(operator) or name in _WITHOUT_TRAFFIC:
         return 0
     outputs = sum(map(_size, tensors_in(out)))
     inputs = list(tensors_in((*args, *kwargs.values())))
     if name in _LOOK_UPS and inputs:
         return 2 * outputs + sum(map(_size, inputs[1:]))
     return outputs + sum(map(_size, inputs))
+
+
+@cache
+def _is_view(operator: Any) -> bool:
+    return getattr(operator, "is_view", False)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

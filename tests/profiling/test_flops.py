@@ -189,6 +189,22 @@ def test_products(run: Callable[..., Any], flops: int) -> None:
     assert not counted.uncounted
 
 
+def test_operators_that_arrive_whole_in_inference_mode() -> None:
+    """They are taken apart once, and counted by their parts."""
+    linear, conv, x = nn.Linear(8, 4), nn.Conv1d(2, 3, 3), torch.randn(2, 5, 8)
+
+    def run() -> Any:
+        linear(x), conv(x[:, :2]), torch.einsum("nij,nkj->nik", x, x)
+        return F.scaled_dot_product_attention(x[None], x[None], x[None])
+
+    with torch.no_grad():
+        expected = count(None, run, backward=False)
+    with torch.inference_mode():
+        counted = count(None, run, backward=False)
+    assert counted.forward == 2 * (10 * 8 * 4 + 2 * 6 * 18 + 3 * 2 * 25 * 8)
+    assert (counted.forward, counted.bytes) == (expected.forward, expected.bytes)
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("layout", ["to_sparse_coo", "to_sparse_csr"])
 def test_a_sparse_matrix_costs_what_it_stores(layout: str) -> None:
