@@ -180,7 +180,11 @@ class FlopCounter:
         return owner, _Pass.RECOMPUTE if _is_recomputing(sys._getframe(1)) else _Pass.BACKWARD
 
     def _owner(self, number: int) -> str:
-        """The module that ran when autograd made the node of this number."""
+        """The module that ran when autograd made the node of this number.
+
+        What adds up a gradient has the highest number of all: it runs right after the node that computed the gradient,
+        and the last entry is that node's module.
+        """
         return self._log[bisect_right(self._log, number, key=lambda entry: entry[0]) - 1][1]
 
     def _call(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

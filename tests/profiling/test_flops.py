@@ -389,6 +389,14 @@ def test_bytes_and_operators() -> None:
     assert counted.intensity == pytest.approx(counted.total / counted.bytes)
 
 
+def test_adding_up_gradients_goes_with_the_module_that_computed_them() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(3, 4)
+    first = count(net, lambda: net(x)).by_module
+    second = count(net, lambda: net(x)).by_module
+    assert second["1"] == first["1"]
+    assert second["0"].bytes - first["0"].bytes == 3 * 4 * (4 * 4 + 4)
+
+
 def test_bytes_of_a_look_up_and_of_an_expanded_tensor() -> None:
     table, index = torch.randn(1000, 4), torch.tensor([3, 5])
     assert count(None, lambda: F.embedding(index, table), backward=False).bytes == 2 * 4 * (2 * 4) + 8 * 2
