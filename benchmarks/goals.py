@@ -46,12 +46,12 @@ def publish(report: Report, name: str, goals: list[Goal]) -> None:
 
 def quiet_trainer(callbacks: list[Any], **arguments: Any) -> pl.Trainer:
     """One epoch on the CPU, with nothing of the Trainer's beside the training itself but ``arguments``."""
-    return pl.Trainer(
-        **({"max_epochs": 1} | arguments),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
+    settings: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**(settings | arguments), callbacks=callbacks)

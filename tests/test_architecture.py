@@ -134,6 +134,7 @@ def test_public_names() -> None:
         "compare",
         "list_optimizers",
         "lossless",
+        "measure_flops",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_perf import hardware
 from lightning_perf.profiling import phases
 from lightning_perf.profiling.advice import advise
 from lightning_perf.profiling.callback_evidence import gather_evidence
@@ -15,13 +16,16 @@ from lightning_perf.profiling.flop_count import FlopCount
 from lightning_perf.profiling.profile_report import (
     VARIANT,
     ProfileReport,
+    Utilization,
     advice_section,
     flops_section,
     memory_section,
     phase_section,
+    roofline_section,
     single_run,
     stall_section,
 )
+from lightning_perf.profiling.roofline import Roofline, measure_roofline, mfu
 from lightning_perf.profiling.steps import slowest_rank
 
 
@@ -40,7 +44,9 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
     notes = [observed.contention, *_notes(trainer, seconds)]
     if gather:
         notes += _ranks(trainer, per_step)
-    quantities, missing = _quantities(observed)
+    probes = measure_roofline(observed.device, _dtypes(observed)) if roofline and trainer.is_global_zero else None
+    used = _mfu(observed, probes)
+    quantities, missing = _quantities(observed, used)
     evidence = gather_evidence(
         trainer,
         per_step,
@@ -48,7 +54,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         threads=torch.get_num_threads(),
         processor=None if None in observed.processor else observed.processor,
         convolution_share=_convolution_share(observed.flops),
-        bfloat16_speed=None,
+        bfloat16_speed=_bfloat16_speed(observed, probes),
     )
     advice = advise(evidence)
     runs, shown = single_run(quantities, missing, steps.times())
@@ -60,6 +66,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         advice_section(advice),
         phase_section(seconds, steps.count, device, observed.spans),
         None if observed.flops is None else flops_section(observed.flops, steps.percentile(0.5)),
+        None if probes is None else roofline_section(probes, observed.flops, steps.seconds / steps.count, used),
         memory_section(observed.memory, what),
         stall_section(steps.stalls),
     ]
@@ -75,6 +82,8 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         samples_per_second=steps.samples_per_second(),
         flops_per_step=None if observed.flops is None else float(observed.flops.model),
         flops_by_module={} if observed.flops is None else {k: v.model for k, v in observed.flops.by_module.items()},
+        mfu=used.best,
+        why_no_mfu=used.why,
         memory=observed.memory,
         advice=advice,
         device_phases=device,
@@ -83,7 +92,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
     )
 
 
-def _quantities(observed: Observations) -> tuple[dict[str, float | None], dict[str, str]]:
+def _quantities(observed: Observations, used: Utilization) -> tuple[dict[str, float | None], dict[str, str]]:
     steps = observed.steps
     quantities: dict[str, float | None] = {
         "samples_per_second": steps.samples_per_second(),
@@ -96,11 +105,39 @@ def _quantities(observed: Observations) -> tuple[dict[str, float | None], dict[s
     if observed.flops is not None:
         quantities["flops_per_step"] = float(observed.flops.model)
         quantities["flops_per_second"] = observed.flops.model * steps.count / steps.seconds if steps.seconds else None
+    quantities["mfu"] = used.best
+    if used.best is None and used.why is not None:
+        missing["mfu"] = used.why
     if quantities["samples_per_second"] is None:
         missing["samples_per_second"] = "the size of a batch could not be told"
     if quantities["peak_memory"] is None:
         missing["peak_memory"] = "this system does not tell the peak of resident memory"
     return quantities, missing
+
+
+def _dtypes(observed: Observations) -> tuple[torch.dtype, ...]:
+    """What is worth probing: the types of the step's products, float32, and bfloat16 for the advice about it."""
+    found = [] if observed.flops is None else [getattr(torch, name, None) for name in observed.flops.by_dtype]
+    known = [dtype for dtype in found if isinstance(dtype, torch.dtype) and dtype.is_floating_point]
+    return tuple(dict.fromkeys([torch.float32, torch.bfloat16, *known]))
+
+
+def _mfu(observed: Observations, probes: Roofline | None) -> Utilization:
+    if observed.flops is None:
+        return Utilization(None, "FLOPs were not counted")
+    found = mfu(observed.flops, observed.steps.seconds / observed.steps.count, observed.device, roofline=probes)
+    best = found.vendor if found.vendor is not None else found.measured
+    against = "the vendor's dense peak" if found.vendor is not None else "the peak measured here"
+    return Utilization(best, "; ".join(found.reasons) or None, against, found)
+
+
+def _bfloat16_speed(observed: Observations, probes: Roofline | None) -> float | None:
+    if probes is None or not hardware.bfloat16_is_native(observed.device.type):
+        return None
+    fast, slow = probes.peaks.get("bfloat16"), probes.peaks.get("float32")
+    if fast is None or slow is None or fast.is_busy or slow.is_busy:
+        return None
+    return fast.best / slow.best
 
 
 def _convolution_share(flops: FlopCount | None) -> float | None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from lightning_perf.profiling.advice import Advice
 from lightning_perf.profiling.flop_count import FlopCount, quantity
 from lightning_perf.profiling.phases import Span
+from lightning_perf.profiling.roofline import Mfu, Roofline
 from lightning_perf.profiling.steps import Stall
 from lightning_perf.report import Plot, Quantity, Report, Run, Section, Series
 
 VARIANT = "this run"
 _MOST_MODULES = 20
+_INTENSITIES = tuple(2.0**power for power in range(-4, 13))
 QUANTITIES = (
     Quantity("samples_per_second", "speed", "samples/s", better="higher", digits=1),
     Quantity("tokens_per_second", "tokens", "tokens/s", better="higher", digits=0),
@@ -152,6 +154,38 @@ def flops_section(count: FlopCount, seconds_per_step: float | None) -> Section:
         sentences.append(f"A lower bound: no formula is known for {names}.")
     headers = ("module", "forward", "backward", "recomputed", "share") if rows else ()
     return Section("FLOPs", sentences=sentences, headers=headers, rows=rows)
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """MFU as the report shows it: the figure, why it is missing or what to know of it, and what it is held against."""
+
+    best: float | None
+    why: str | None = None
+    against: str = ""
+    found: Mfu | None = None
+
+
+def roofline_section(
+    roofline: Roofline, count: FlopCount | None, seconds_per_step: float, used: Utilization
+) -> Section:
+    """What the machine can do, and where the step stands below it."""
+    sentences = [roofline.sentence()]
+    if used.best is not None:
+        sentences.append(f"MFU {used.best:.1%} of {used.against}.")
+    if used.found is not None and used.found.vendor is not None and used.found.measured is not None:
+        sentences.append(f"Of the peak measured here: {used.found.measured:.1%}.")
+    if used.why is not None:
+        sentences.append(f"{used.why[0].upper()}{used.why[1:]}.")
+    series = [
+        Series(dtype, [(x, y) for x in _INTENSITIES if (y := roofline.attainable(x, dtype)) is not None])
+        for dtype in roofline.peaks
+    ]
+    if count is not None and count.intensity and count.model:
+        series.append(Series("this step", [(count.intensity, count.model / seconds_per_step)], kind="points"))
+    caption = "Roofline: what bandwidth and products allow, and the step below it"
+    plot = Plot(caption, series, x="FLOPs per byte moved", y="FLOP/s", logarithmic="xy")
+    return Section("Roofline", sentences=sentences, plots=[plot])
 
 
 def stall_section(stalls: Sequence[Stall]) -> Section | None:

@@ -226,8 +226,10 @@ def mfu(
         results.append(None if ideal is None else ideal / seconds_per_step)
     if results[1] is not None and results[1] > 1:
         reasons.append(
-            "above the measured peak: the probes ran slower than the training did, so measure again when idle"
+            f"no measured peak: the step ran at {results[1]:.1f} times the speed of the probes, which were disturbed; "
+            "measure again when the machine is idle"
         )
+        results[1] = None
     return Mfu(results[0], results[1], tuple(reasons))
 
 
