@@ -280,7 +280,7 @@ def test_default_text_reads_licences_only(tmp_path: Path, monkeypatch: pytest.Mo
         (info / "license.py").write_text("code = 1\n")
         files = [f"{info.name}/{file}" for file in ("LICENSE", "METADATA", "license.py", "NOTICE")]  # one is missing
         (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
-    found = list(text.importlib.metadata.distributions(path=[str(tmp_path)]))
+    found = sorted(text.importlib.metadata.distributions(path=[str(tmp_path)]), key=lambda d: d.name, reverse=True)
     monkeypatch.setattr(text.importlib.metadata, "distributions", lambda: found)
     monkeypatch.setattr(text, "_python_licence", lambda: iter(()))
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
