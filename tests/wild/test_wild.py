@@ -111,7 +111,7 @@ def test_leaves_no_trace(case: Case, row: Row, runs: Runs) -> None:
 
 @over(ACCEPTED)
 def test_checkpoint_is_the_modules_own(case: Case, row: Row, runs: Runs) -> None:
-    """Its keys are those of the plain run, it loads strictly, and our state in it needs no class of ours."""
+    """Its keys and optimizer flags are the plain run's, it loads strictly, and our state in it needs no class of ours."""
     ours, plain = runs.ours(case, row), runs.plain(case)
     assert ours.first_epoch is not None
     assert plain.first_epoch is not None
@@ -119,6 +119,9 @@ def test_checkpoint_is_the_modules_own(case: Case, row: Row, runs: Runs) -> None
     stock = torch.load(plain.first_epoch, weights_only=False)
     assert list(checkpoint["state_dict"]) == list(stock["state_dict"])
     assert set(checkpoint) == set(stock)
+    if row.lossless:
+        for one, other in zip(checkpoint["optimizer_states"], stock["optimizer_states"], strict=True):
+            assert one["param_groups"] == other["param_groups"]
     case.make().module.load_state_dict(checkpoint["state_dict"], strict=True)
     keys = [callback.state_key for callback in ours.callbacks]
     states = {key: state for key, state in checkpoint["callbacks"].items() if key in keys}
