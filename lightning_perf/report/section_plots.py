@@ -46,7 +46,7 @@ def _plot(figure: Any, plot: Plot, name: str) -> str:
         axes.set_yticks([])
         axes.invert_yaxis()
     if not bars and any(one.name for one in plot.series):
-        axes.legend(frameon=False, fontsize=8, loc="best" if not spans else "upper left", bbox_to_anchor=None)
+        canvas.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     if "x" in plot.logarithmic:
         axes.set_xscale("log")
     if "y" in plot.logarithmic:
