@@ -5,7 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("self_log", "optimizer_step", "small_step", "demos", "image_recipe", "wild_table", "readme")
+NAMES = (
+    "self_log",
+    "profiler_overhead",
+    "optimizer_step",
+    "small_step",
+    "demos",
+    "image_recipe",
+    "language_recipe",
+    "advice",
+    "wild_table",
+    "readme",
+)
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from benchmarks.goals import RESULTS, quiet_trainer
 from lightning_perf import hardware
 from lightning_perf_recipes.image_classification.data import FashionMNISTData
 from lightning_perf_recipes.image_classification.module import ImageClassifier
+from lightning_perf_recipes.language_model.data import TextData
+from lightning_perf_recipes.language_model.module import LanguageModel
 
 PAIRS = 6
 Make = Callable[[list[Any]], tuple[Any, ...]]
@@ -37,6 +39,12 @@ def image_recipe(callbacks: list[Any]) -> tuple[Any, ...]:
     return trainer, ImageClassifier(), FashionMNISTData(batch_size=128, eval_batch_size=512)
 
 
+def language_model(callbacks: list[Any]) -> tuple[Any, ...]:
+    """The byte-level transformer, forty steps."""
+    trainer = quiet_trainer(callbacks, limit_train_batches=40, limit_val_batches=0)
+    return trainer, LanguageModel(), TextData()
+
+
 def small_mlp(callbacks: list[Any]) -> tuple[Any, ...]:
     """The MLP of benchmarks.small_step."""
     return small_step.variant(callbacks)
@@ -46,6 +54,7 @@ def cases() -> dict[str, Make]:
     """What is profiled: name and a function of the callbacks."""
     return {
         "image recipe": image_recipe,
+        "language model": language_model,
         "small MLP": small_mlp,
         "demo transformer": functools.partial(demos.variant, demos.transformer),
         "demo LSTM": functools.partial(demos.variant, demos.lstm),
