@@ -241,7 +241,7 @@ class OptimizerFactory(PerfCallback):
         """Run the range test after the last ``on_train_start`` hook, but not in the trial run of one of Lightning's finders."""
         if self not in trainer.callbacks:
             return
-        lr = find_rate(trainer, pl_module, self.say)
+        lr = find_rate(trainer, pl_module, rates.peaks, self.say)
         if lr is not None:
             rates.set(lr)
 
