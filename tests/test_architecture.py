@@ -32,9 +32,9 @@ def room_of(parts: tuple[str, ...]) -> str:
 
 
 def floor_of(parts: tuple[str, ...]) -> int:
-    """The floor of a module inside the package; a room's ``callback.py`` stands on floor 2."""
+    """The floor of a module inside the package; a room's ``callback.py`` and ``callback_*.py`` stand on floor 2."""
     floor = FLOORS[room_of(parts)]
-    return max(floor, 2) if Path(parts[-1]).stem == "callback" else floor
+    return max(floor, 2) if Path(parts[-1]).stem.partition("_")[0] == "callback" else floor
 
 
 def imports_of(source: str) -> list[str]:

@@ -88,7 +88,7 @@ def _twin(loader: Any) -> Any:
     twin = copy.copy(loader)
     sampler, batch_sampler = copy.copy(loader.sampler), copy.copy(loader.batch_sampler)
     if batch_sampler is not None and getattr(batch_sampler, "sampler", None) is loader.sampler:
-        batch_sampler.sampler = sampler
+        vars(batch_sampler)["sampler"] = sampler
     vars(twin).update(sampler=sampler, batch_sampler=batch_sampler, _iterator=None)
     return twin
 

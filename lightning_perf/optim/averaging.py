@@ -164,7 +164,9 @@ class Ema:
             averages.append(self._averages[parameter])
             values.append(value.to(_wide(value.dtype)))
         for count, (averages, values) in alike.items():
-            torch._foreach_lerp_(averages, values, max(1 - self.decay, (1 + _WARM_UP) / (count + _WARM_UP)))
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                averages, values, max(1 - self.decay, (1 + _WARM_UP) / (count + _WARM_UP))
+            )
 
     def evaluation_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every parameter updated so far with its average, in the parameter's own type."""

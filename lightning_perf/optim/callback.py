@@ -189,9 +189,9 @@ class OptimizerFactory(PerfCallback):
             )
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
-                f"{asked} cannot replace the optimizers of {type(pl_module).__name__}, or their rates: it steps them by hand "
-                "(automatic_optimization=False) and relies on their number and kind; use OptimizerFactory() to keep them "
-                "and only make their steps fused."
+                f"{asked} cannot replace the optimizers of {type(pl_module).__name__}, or their rates: it steps them by "
+                "hand (automatic_optimization=False) and relies on their number and kind; use OptimizerFactory() to keep "
+                "them and only make their steps fused."
             )
 
     def _shape(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> RunRates:
@@ -221,7 +221,12 @@ class OptimizerFactory(PerfCallback):
                     "the parameters; use DDP or a single device, or leave groups out."
                 )
             known = 0 < trainer.estimated_stepping_batches < float("inf")
-            row, schedule, options, infer = get_optimizer(_FALLBACK), "warmup_linear" if known else "constant", {}, False
+            row, schedule, options, infer = (
+                get_optimizer(_FALLBACK),
+                "warmup_linear" if known else "constant",
+                {},
+                False,
+            )
             self.say(
                 f"{type(trainer.strategy).__name__} keeps parameters in shards, whose weights cannot be exchanged for "
                 f"evaluation: {row.name} with schedule {schedule} over the module's own groups instead of {_AUTO}."
@@ -238,7 +243,7 @@ class OptimizerFactory(PerfCallback):
         return Replacement(row, lr, self.weight_decay, schedule, self.groups, options, infer)
 
     def _find_rate(self, trainer: Any, pl_module: Any, rates: RunRates) -> None:
-        """Run the range test after the last ``on_train_start`` hook, but not in the trial run of one of Lightning's finders."""
+        """Run the range test after the last ``on_train_start`` hook, but not in a trial run of Lightning's finders."""
         if self not in trainer.callbacks:
             return
         lr = find_rate(trainer, pl_module, rates.peaks, self.say)

@@ -148,7 +148,9 @@ class FitEvaluation:
     def _warn_of_neighbours(self, trainer: Any, who: str) -> None:
         for other in trainer.callbacks:
             if is_a(other, "WeightAveraging") or is_a(other, "StochasticWeightAveraging"):
-                self._say(f"{type(other).__name__} averages too; what it puts into the module replaces {who}'s weights.")
+                self._say(
+                    f"{type(other).__name__} averages too; what it puts into the module replaces {who}'s weights."
+                )
             if getattr(other, "save_weights_only", False):
                 self._say(
                     f"{type(other).__name__}(save_weights_only=True) saves averaged weights without the training weights: "

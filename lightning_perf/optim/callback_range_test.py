@@ -34,7 +34,8 @@ def find_rate(
     optimizer = raw(trainer.strategy.optimizers[0])
     if isinstance(optimizer, torch.optim.LBFGS):
         raise MisconfigurationException(
-            "lr='auto' cannot test LBFGS, which evaluates its closure many times a step; pass lr as a number, or leave it out."
+            "lr='auto' cannot test LBFGS, which evaluates its closure many times a step; pass lr as a number, or leave it "
+            "out."
         )
     rates, losses = [], []
     with dry_training(trainer, pl_module, optimizer) as training:

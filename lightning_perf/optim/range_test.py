@@ -13,6 +13,7 @@ _HALF_WIDTH = 2
 _SHARE = 0.75
 _NOISE = 4.0
 _DIVERGED = 4.0
+_FIRST = 10
 
 
 def growing_rates(low: float = 1e-6, high: float = 10.0, points: int = 50) -> list[float]:
@@ -46,23 +47,23 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Whether the last loss is not finite, or has risen above the best by four times the fall from the first to the best.
+    """Whether the last loss is not finite, or above the best by four times the fall so far or the range of the first ten.
 
-    Made of differences, so that an offset of the loss, or a negative one, does not matter. At least six losses are looked
-    at, for the first ones show noise and no fall.
+    Made of differences, so that an offset of the loss, or a negative one, does not matter. The first ten losses, at rates
+    too small to do anything, show the noise; before there are more, only infinities count.
 
     Example::
-        >>> falling = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5]
+        >>> falling = [2.0] * 10 + [1.5]
         >>> has_diverged(falling), has_diverged([*falling, 4.0]), has_diverged([float("nan")])
         (False, True, True)
     """
     if not math.isfinite(losses[-1]):
         return True
-    if len(losses) <= 5:
+    first, best = losses[:_FIRST], min(losses)
+    if len(losses) <= _FIRST:
         return False
-    best = min(losses)
-    start = statistics.median(losses[:5])
-    return losses[-1] - best > _DIVERGED * max(start - best, statistics.pstdev(losses[:5]), 1e-12)
+    scale = max(statistics.median(first) - best, max(first) - min(first))
+    return losses[-1] - best > _DIVERGED * scale > 0
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:

@@ -274,9 +274,7 @@ def test_exceptions(
 
 
 @ways
-def test_test_validate_predict(
-    way: str, ns: ModuleType, quiet: dict[str, Any], reference: Any, tmp_path: Path
-) -> None:
+def test_test_validate_predict(way: str, ns: ModuleType, quiet: dict[str, Any], reference: Any, tmp_path: Path) -> None:
     """Outside of fit nothing is exchanged: the module holds the averaged weights, or what was loaded."""
     _, averaged, _ = reference(way)
     saver = ns.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)
@@ -380,7 +378,9 @@ def test_neighbours(way: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: P
 
 def test_refusals(ns: ModuleType, quiet: dict[str, Any]) -> None:
     """Averaging what is averaged; shards; two factories with a say."""
-    with pytest.raises(MisconfigurationException, match=r"ema=0\.9 .*LiteralScheduleFreeSGD averages already; leave ema"):
+    with pytest.raises(
+        MisconfigurationException, match=r"ema=0\.9 .*LiteralScheduleFreeSGD averages already; leave ema"
+    ):
         fit(ns, quiet, "schedule_free", [lp.OptimizerFactory(ema=0.9)])
     base = ns.strategies.SingleDeviceStrategy
     sharding = type("Sharding", (base,), {"restore_checkpoint_after_setup": True})
