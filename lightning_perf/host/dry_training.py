@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,12 +70,7 @@ class DryTraining:
         return float(trainer.strategy.reduce(torch.stack(losses).float().mean(), reduce_op="mean"))
 
     def _loss(self, batch: Any) -> Tensor | None:
-        trainer, module = self._trainer, self.module
-        batch = trainer.precision_plugin.convert_input(copy.deepcopy(batch))
-        batch = module._apply_batch_transfer_handler(batch, device=module.device, dataloader_idx=0)
-        with trainer.precision_plugin.forward_context():
-            names = inspect.signature(module.training_step).parameters
-            output = module.training_step(batch, self._index) if len(names) > 1 else module.training_step(batch)
+        output = _training_step(self._trainer, self.module, batch, self._index)
         self._index += 1
         return output["loss"] if isinstance(output, Mapping) else output
 
@@ -84,6 +80,48 @@ class DryTraining:
                 if parameter.requires_grad:
                     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                     parameter.grad = self._trainer.strategy.reduce(gradient, reduce_op="mean")
+
+
+def _training_step(trainer: Any, module: Any, batch: Any, index: int) -> Any:
+    batch = trainer.precision_plugin.convert_input(copy.deepcopy(batch))
+    batch = module._apply_batch_transfer_handler(batch, device=module.device, dataloader_idx=0)
+    with trainer.precision_plugin.forward_context():
+        names = inspect.signature(module.training_step).parameters
+        return module.training_step(batch, index) if len(names) > 1 else module.training_step(batch)
+
+
+@contextmanager
+def _without_trace(trainer: Any, pl_module: Any, *, grad: bool) -> Iterator[None]:
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise MisconfigurationException(
+            f"{type(pl_module).__name__}.training_step takes its batches from dataloader_iter, and none can be looked at "
+            "beforehand; pass a learning rate as a number, and recalibrate=0."
+        )
+    loggers = trainer.loggers
+    dummies = importlib.import_module(f"{namespace_of(trainer).__name__}.loggers.logger")
+    with preserved_rng(), preserved_generators(trainer), torch.set_grad_enabled(grad):
+        trainer.loggers = [dummies.DummyLogger() for _ in loggers]
+        try:
+            yield
+        finally:
+            trainer.loggers = loggers
+
+
+def dry_passes(trainer: Any, pl_module: Any, batches: int, *, watch: Callable[[Any], None]) -> Any:
+    """Run ``training_step`` of a silent copy on fresh training batches without any optimizer step; returns the copy.
+
+    Args:
+        trainer: its training loaders exist.
+        pl_module: the module.
+        batches: how many.
+        watch: called with the copy before the first.
+    """
+    with _without_trace(trainer, pl_module, grad=not pl_module.automatic_optimization):
+        clone = silent_copy(pl_module)
+        watch(clone)
+        for index, batch in enumerate(itertools.islice(fresh_batches(trainer), batches)):
+            _training_step(trainer, clone, batch, index)
+    return clone
 
 
 @contextmanager
@@ -98,22 +136,11 @@ def dry_training(trainer: Any, pl_module: Any, optimizer: Optimizer) -> Iterator
         MisconfigurationException: a module that cannot be copied, or takes ``dataloader_iter``.
         ValueError: a loader that can be read only once.
     """
-    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-        raise MisconfigurationException(
-            f"{type(pl_module).__name__}.training_step takes its batches from dataloader_iter, and none can be looked at "
-            "beforehand; pass a learning rate as a number."
-        )
-    loggers = trainer.loggers
-    with preserved_rng(), preserved_generators(trainer), torch.enable_grad():
+    with _without_trace(trainer, pl_module, grad=True):
         try:
             training = DryTraining(trainer, pl_module, optimizer)
         except (TypeError, RuntimeError, NotImplementedError) as error:
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} cannot be copied for a trial run ({error}); pass a learning rate as a number."
             ) from error
-        dummies = importlib.import_module(f"{namespace_of(trainer).__name__}.loggers.logger")
-        trainer.loggers = [dummies.DummyLogger() for _ in loggers]
-        try:
-            yield training
-        finally:
-            trainer.loggers = loggers
+        yield training

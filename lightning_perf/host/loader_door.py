@@ -52,6 +52,11 @@ def at_loader_door(
             undo.push(stand_at(owner, name, guest, before, parameters=()))
 
 
+def loaders_exist(trainer: Any) -> bool:
+    """Whether the training loaders of a fit have been made."""
+    return trainer.fit_loop._combined_loader is not None
+
+
 def fresh_batches(trainer: Any) -> Iterator[Any]:
     """Batches of the training loaders without end, as the loop would get them, from iterators of their own.
 

@@ -21,9 +21,16 @@ from lightning_perf.host.optimizer_door import loaded_optimizer_states
 from lightning_perf.optim.averaging import Ema
 from lightning_perf.optim.callback_evaluation import FitEvaluation
 from lightning_perf.optim.callback_range_test import find_rate
-from lightning_perf.optim.callback_replacement import Replacement, RunRates, check_checkpoint
+from lightning_perf.optim.callback_replacement import (
+    Replacement,
+    RunRates,
+    averages,
+    check_checkpoint,
+    check_named,
+    check_row,
+)
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
-from lightning_perf.optim.registry import OptimizerRow, build, get_optimizer
+from lightning_perf.optim.registry import build, get_optimizer
 from lightning_perf.optim.schedules import get_schedule, resolve_warmup
 
 _AUTO, _FALLBACK = "schedule_free_adamw", "adamw"
@@ -62,6 +69,8 @@ class OptimizerFactory(PerfCallback):
             left out.
         warmup: fraction of the run (below 1) or number of optimizer steps.
         ema: decay of an exponential moving average of the weights, such as 0.999, for evaluation and checkpoints.
+        recalibrate: training batches on which, before each evaluation and save, a copy of the module gathers the running
+            statistics of batch norms for the averaged weights; 0 leaves those of the training weights in place.
         groups: qualified-name pattern -> overrides such as ``{"lr": 1e-4}``; the first match wins.
         options: further arguments of the optimizer's class.
 
@@ -88,6 +97,7 @@ class OptimizerFactory(PerfCallback):
         schedule: str = "keep",
         warmup: int | float = 0.05,
         ema: float | None = None,
+        recalibrate: int = 0,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -98,21 +108,24 @@ class OptimizerFactory(PerfCallback):
             schedule=schedule,
             warmup=warmup,
             ema=ema,
+            recalibrate=recalibrate,
             groups=groups,
             options=options,
         )
-        _check_named(optimizer, {"lr": lr, "weight_decay": weight_decay, "groups": groups, "options": options})
+        check_named(optimizer, {"lr": lr, "weight_decay": weight_decay, "groups": groups, "options": options})
         get_schedule(schedule)
         if ema is not None:
             Ema(ema)
         self.row = get_optimizer(_AUTO if optimizer == "auto" else optimizer) if optimizer is not None else None
         self.lr = None if lr == "auto" else lr
         if self.row is not None:
-            _check_row(self.row, optimizer, lr, schedule, ema)
+            check_row(self.row, optimizer, lr, schedule, ema)
             # The class's own checks, before a run starts.
             weight = [nn.Parameter(torch.zeros(1))]
             build(self.row.name, weight, lr=self.lr, weight_decay=weight_decay, options=options)
-        self.finds_lr = lr == "auto"
+        if isinstance(recalibrate, bool) or not isinstance(recalibrate, int) or recalibrate < 0:
+            raise ValueError(f"recalibrate={recalibrate!r} must be a number of batches, such as 20, or 0 for none.")
+        self.finds_lr, self.recalibrate = lr == "auto", recalibrate
         self.weight_decay, self.schedule, self.warmup, self.ema = weight_decay, schedule, warmup, ema
         self.groups = {pattern: dict(overrides) for pattern, overrides in (groups or {}).items()}
         self.options = dict(options or {})
@@ -125,7 +138,7 @@ class OptimizerFactory(PerfCallback):
             return
         alone = self._check_alone(trainer)
         self._check_reach(trainer, pl_module)
-        evaluation = self._evaluation = FitEvaluation(self.ema, self.say)
+        evaluation = self._evaluation = FitEvaluation(self.ema, self.recalibrate, self.say)
         undo = self.undo(trainer)
 
         def guest(setup: OptimizerSetup) -> None:
@@ -231,7 +244,7 @@ class OptimizerFactory(PerfCallback):
                 f"{type(trainer.strategy).__name__} keeps parameters in shards, whose weights cannot be exchanged for "
                 f"evaluation: {row.name} with schedule {schedule} over the module's own groups instead of {_AUTO}."
             )
-        elif _averages(row):
+        elif averages(row):
             schedule = "none"
             total = trainer.estimated_stepping_batches
             if "warmup_steps" not in options:
@@ -265,34 +278,3 @@ class OptimizerFactory(PerfCallback):
 
 def _is_sharded(trainer: Any) -> bool:
     return any(is_a(trainer.strategy, name) for name in ("FSDPStrategy", "ModelParallelStrategy"))
-
-
-def _averages(row: OptimizerRow) -> bool:
-    return hasattr(row.load(), "evaluation_weights")
-
-
-def _check_row(row: OptimizerRow, optimizer: str | None, lr: object, schedule: str, ema: float | None) -> None:
-    """Settings that do not go together, known before a run starts."""
-    asked = f"OptimizerFactory({optimizer!r}, ...)"
-    if _averages(row):
-        if ema is not None:
-            raise ValueError(f"ema={ema!r} with {asked}: {row.name} averages its weights itself; leave ema out.")
-        if schedule not in ("keep", "constant"):
-            raise ValueError(
-                f"schedule={schedule!r} with {asked}: {row.name} takes the place of a schedule; leave schedule out, or "
-                "name another optimizer, such as 'adamw'."
-            )
-    if lr == "auto" and (_averages(row) or row.lr_free):
-        raise ValueError(
-            f"lr='auto' with {asked}: a range test says nothing about {row.name}, which "
-            f"{'finds its learning rate itself' if row.lr_free else 'does well over a factor of ten'}; leave lr out."
-        )
-
-
-def _check_named(optimizer: str | None, settings: Mapping[str, object]) -> None:
-    given = [name for name, value in settings.items() if value is not None and (name, value) != ("lr", "auto")]
-    if optimizer is None and given:
-        raise ValueError(
-            f"{', '.join(given)} cannot be set without an optimizer: OptimizerFactory() keeps the module's own. Name one, "
-            f"such as OptimizerFactory('adamw', {given[0]}=...)."
-        )

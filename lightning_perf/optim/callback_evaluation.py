@@ -8,8 +8,17 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_perf.host import MisconfigurationException, Undo, at_evaluation_door, at_weights_door, is_a
+from lightning_perf.host import (
+    MisconfigurationException,
+    Undo,
+    at_evaluation_door,
+    at_weights_door,
+    dry_passes,
+    is_a,
+    loaders_exist,
+)
 from lightning_perf.optim.averaging import Averages, Ema, EvaluationWeights, fingerprint
+from lightning_perf.optim.batch_norm import batch_norms, forget_statistics, statistics_from
 
 Say = Callable[[str], None]
 
@@ -24,12 +33,15 @@ class FitEvaluation:
 
     Args:
         decay: of an exponential moving average of the weights; ``None`` to use what the optimizers average themselves.
+        recalibrate: training batches on which the statistics of batch norms are gathered anew with averaged weights.
         say: prints a line.
     """
 
-    def __init__(self, decay: float | None, say: Say) -> None:
+    def __init__(self, decay: float | None, recalibrate: int, say: Say) -> None:
         self._ema = Ema(decay) if decay is not None else None
+        self._recalibrate = recalibrate
         self._say = say
+        self._statistics: tuple[tuple[int, int], list[tuple[Tensor, Tensor]]] | None = None
         self._averages: list[Averages] = []
         self._optimizers: list[Optimizer] = []
         self._weights = EvaluationWeights(self._averaged)
@@ -37,6 +49,7 @@ class FitEvaluation:
         self._resumed = False
         self._loaded: Mapping[str, Any] | None = None
         self._evaluated: dict[str, int] | None = None
+        self._trainer: Any = None
         self._undo: Undo | None = None
 
     @property
@@ -64,19 +77,21 @@ class FitEvaluation:
                 f"{who} exchanges the weights for evaluation, which {type(trainer.strategy).__name__} keeps in shards; use "
                 "DDP or a single device, or an optimizer without averaged weights."
             )
-        self._optimizers = list(optimizers)
+        self._optimizers, self._trainer = list(optimizers), trainer
         undo.push(self._finish)
         undo.push(at_weights_door(trainer, self._detached, around=self._weights.in_place))
         at_evaluation_door(trainer, undo, around=self._weights.in_place, at_end=self._weights.enter)
         self._say(f"{who}: validation, checkpoints and the end of fit see averaged weights.")
         self._warn_of_neighbours(trainer, who)
+        if batch_norms(trainer.lightning_module) and not self._recalibrate:
+            self._say("batch norms keep the statistics of the training weights; recalibrate=20 gathers them anew.")
 
     def start(self, pl_module: Any, undo: Undo) -> None:
         """Put a resumed run's training weights in place and follow the optimizers; called in ``on_fit_start``.
 
         By then Lightning's finders are done, whose trial steps must not enter an average.
         """
-        self._names = {parameter: name for name, parameter in pl_module.named_parameters()}
+        self._names = {t: name for name, t in (*pl_module.named_parameters(), *pl_module.named_buffers())}
         self._undo = undo
         if self._ema is not None:
             for optimizer in self._optimizers:
@@ -126,6 +141,22 @@ class FitEvaluation:
     def _averaged(self) -> Iterator[tuple[Tensor, Tensor]]:
         for one in self._averages:
             yield from one.evaluation_weights()
+        # The averaged weights are in place by now, each since it was yielded.
+        if self._recalibrate:
+            yield from self._recalibrated()
+
+    def _recalibrated(self) -> list[tuple[Tensor, Tensor]]:
+        """Running statistics of batch norms, gathered once per step on batches of the training loader."""
+        trainer = self._trainer
+        module = trainer.lightning_module
+        # A sanity check comes before the loader exists; after an exception, ranks and loaders may be gone.
+        if trainer.interrupted or not loaders_exist(trainer) or not self._weights.training_weights():
+            return []
+        now = (trainer.global_step, trainer.fit_loop.total_batch_idx)
+        if self._statistics is None or self._statistics[0] != now:
+            clone = dry_passes(trainer, module, self._recalibrate, watch=forget_statistics)
+            self._statistics = now, list(statistics_from(clone, module))
+        return self._statistics[1]
 
     def _detached(self, state: dict[str, Any]) -> dict[str, Any]:
         """Copies of what is about to be exchanged again."""

@@ -183,3 +183,36 @@ def check_checkpoint(states: list[Any], new: Optimizer, who: str) -> None:
             f"{who} cannot resume this checkpoint: its optimizer is another one ({what}). Start a new run from its weights "
             "(load_from_checkpoint), or resume without the factory."
         )
+
+
+def averages(row: OptimizerRow) -> bool:
+    """Whether the optimizer trains at one point and is evaluated at another, as schedule-free ones do."""
+    return hasattr(row.load(), "evaluation_weights")
+
+
+def check_row(row: OptimizerRow, optimizer: str | None, lr: object, schedule: str, ema: float | None) -> None:
+    """Settings that do not go together, known before a run starts."""
+    asked = f"OptimizerFactory({optimizer!r}, ...)"
+    if averages(row):
+        if ema is not None:
+            raise ValueError(f"ema={ema!r} with {asked}: {row.name} averages its weights itself; leave ema out.")
+        if schedule not in ("keep", "constant"):
+            raise ValueError(
+                f"schedule={schedule!r} with {asked}: {row.name} takes the place of a schedule; leave schedule out, or "
+                "name another optimizer, such as 'adamw'."
+            )
+    if lr == "auto" and (averages(row) or row.lr_free):
+        raise ValueError(
+            f"lr='auto' with {asked}: a range test says nothing about {row.name}, which "
+            f"{'finds its learning rate itself' if row.lr_free else 'does well over a factor of ten'}; leave lr out."
+        )
+
+
+def check_named(optimizer: str | None, settings: Mapping[str, object]) -> None:
+    """Settings of an optimizer need one by name."""
+    given = [name for name, value in settings.items() if value is not None and (name, value) != ("lr", "auto")]
+    if optimizer is None and given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be set without an optimizer: OptimizerFactory() keeps the module's own. Name one, "
+            f"such as OptimizerFactory('adamw', {given[0]}=...)."
+        )

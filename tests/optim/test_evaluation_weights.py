@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
+from lightning_perf.optim.batch_norm import forget_statistics, statistics_from
 from tests.contract.modules import images, make
 from tests.optim.literal_schedule_free import LiteralScheduleFreeSGD
 
@@ -374,6 +376,120 @@ def test_neighbours(way: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: P
     trainer, module = fit(ns, quiet, way, [factory(way), stop, best])
     (result,) = trainer.validate(module, quiet_loader(), ckpt_path=best.best_model_path, verbose=False)
     assert result["val_loss"] == pytest.approx(float(best.best_model_score), rel=1e-6)
+
+
+@ways
+def test_lightnings_own_averaging_beside(way: str, ns: ModuleType, quiet: dict[str, Any], reference: Any) -> None:
+    """Said; its average ends up in the module, and training goes on as without either."""
+    if not hasattr(ns.callbacks, "EMAWeightAveraging"):
+        pytest.skip("this release of Lightning has no EMAWeightAveraging")
+    _, averaged, losses = reference(way)
+    ours = factory(way)
+    _, module = fit(ns, quiet, way, [ours, ns.callbacks.EMAWeightAveraging(decay=0.5)], val_check_interval=1)
+    assert module.losses == losses
+    assert any("EMAWeightAveraging averages too" in line for line in ours.messages)
+    assert not torch.equal(flat(module), averaged[-1])
+
+
+@ways
+def test_restored_in_the_middle_of_a_fit(
+    way: str, ns: ModuleType, quiet: dict[str, Any], reference: Any, tmp_path: Path
+) -> None:
+    """What a learning-rate finder at an epoch's start does: save, train, restore. The run goes on as if it had not."""
+    _, averaged, losses = reference(way)
+
+    class Finder(ns.Callback):
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "c.ckpt")
+                for parameter in module.parameters():
+                    parameter.grad = torch.ones_like(parameter)
+                trainer.strategy.optimizers[0].step()
+                connector = trainer._checkpoint_connector
+                connector.resume_start(tmp_path / "c.ckpt")
+                connector.restore_model()
+                connector.restore_callbacks()
+                connector.restore_optimizers_and_schedulers()
+                connector.resume_end()
+
+    _, module = fit(ns, quiet, way, [factory(way), Finder()])
+    assert module.losses == losses
+    assert torch.equal(flat(module), averaged[-1])
+
+
+def recalibrating(way: str) -> lp.OptimizerFactory:
+    return lp.OptimizerFactory(ema=0.9 if way == "ema" else None, recalibrate=4)
+
+
+@ways
+def test_recalibrated_batch_norms(way: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: Path) -> None:
+    """Statistics of the averaged weights over the first four batches, by a naive loop; training goes on with its own."""
+    saver = ns.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
+    module = module_for(way, ns)
+    train = images(shuffle=False)
+    module.net[3].p = 0.0
+    seen: list[torch.Tensor] = []
+
+    class Watch(ns.Callback):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(pl_module.net[1].running_var.clone())
+
+    callbacks = [recalibrating(way), saver, Watch()]
+    fit(ns, quiet, way, callbacks, module=module, train=train, val_check_interval=1, num_sanity_val_steps=1)
+    for step in (3, 9, 12):
+        plain = make("plain", ns)
+        plain.load_state_dict(torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"])
+        means, variances = [], []
+        for index, (x, _) in enumerate(train):
+            if index < 4:
+                out = plain.net[0](x)
+                means.append(out.mean((0, 2, 3)))
+                variances.append(out.var((0, 2, 3), unbiased=True))
+        torch.testing.assert_close(plain.net[1].running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(plain.net[1].running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
+        assert torch.equal(plain.net[1].running_var, seen[step])
+    assert torch.equal(module.net[1].running_var, seen[-1])
+    other = module_for(way, ns)
+    other.net[3].p = 0.0
+    fit(ns, quiet, way, [factory(way)], module=other, train=train, limit_val_batches=0)
+    assert module.losses == other.losses
+    assert torch.equal(flat(module), flat(other))
+
+
+@ways
+def test_recalibration_resumes_exactly(way: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: Path) -> None:
+    """Weights and running statistics in training come back from the callback's state; dropout and shuffling included."""
+    saver = ns.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    _, whole = fit(ns, quiet, way, [recalibrating(way), lp.ExactResume(), saver], max_epochs=3)
+    torch.manual_seed(99)
+    callbacks = [recalibrating(way), lp.ExactResume()]
+    _, resumed = fit(ns, quiet, way, callbacks, max_epochs=3, ckpt_path=tmp_path / "epoch=1.ckpt")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_recalibration_leaves_frozen_and_unused_norms_alone() -> None:
+    module = torch.nn.ModuleList([torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2).eval(), torch.nn.BatchNorm1d(2)])
+    clone = copy.deepcopy(module)
+    forget_statistics(clone)
+    x = torch.tensor([[0.0, 1.0], [2.0, 5.0]])
+    clone[1](clone[0](x))
+    pairs = dict(statistics_from(clone, module))
+    assert torch.equal(pairs[module[0].running_mean], torch.tensor([1.0, 3.0]))
+    assert torch.equal(pairs[module[0].running_var], torch.tensor([2.0, 8.0]))
+    assert module[2].running_mean not in pairs
+    assert torch.equal(pairs.get(module[1].running_mean, torch.zeros(2)), torch.zeros(2))
+
+
+def test_recalibration_under_manual_optimization(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """The trial passes step nothing and log nothing; a wrong number of batches is refused."""
+    for kind in ("manual", "two_optimizers", "raw_step"):
+        module, plain = make(kind, ns), make(kind, ns)
+        fit(ns, quiet, "ema", [lp.OptimizerFactory(ema=0.9, recalibrate=2)], module=module)
+        fit(ns, quiet, "ema", [lp.OptimizerFactory(ema=0.9)], module=plain)
+        assert module.losses == plain.losses
+    with pytest.raises(ValueError, match=r"recalibrate=-1 must be a number of batches, such as 20"):
+        lp.OptimizerFactory(ema=0.9, recalibrate=-1)
 
 
 def test_refusals(ns: ModuleType, quiet: dict[str, Any]) -> None:
