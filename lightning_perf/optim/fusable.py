@@ -90,14 +90,14 @@ def _parameter_reason(parameter: Tensor, family: type[Optimizer]) -> str | None:
         return f"has dtype {parameter.dtype}, not one of {', '.join(map(str, _DTYPES))}"
     if getattr(parameter, "grad_dtype", parameter.dtype) != parameter.dtype:
         return f"has dtype {parameter.dtype}, but gradients of another"
-    if not _device_has_kernel(parameter.device.type, _KERNELS[family]):
+    if not device_has_kernel(parameter.device.type, _KERNELS[family]):
         return f"is on device {parameter.device}, for which torch has no {_KERNELS[family].strip('_')}"
     if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
         return f"does not fill its memory without gaps (strides {parameter.stride()})"
     return None
 
 
-def _device_has_kernel(device: str, kernel: str) -> bool:
+def device_has_kernel(device: str, kernel: str) -> bool:
     # Private names of torch, asked because the answer differs by class and build; without them, the two devices that
     # torch documents for all of these classes.
     listed = getattr(_foreach_utils, "_get_fused_kernels_supported_devices", None)
