@@ -103,7 +103,8 @@ class FitEvaluation:
         if self._undo is None:  # on_fit_start has not come yet; a finder saves and restores around its trial
             return dict(self._loaded or {})
         with self._weights.in_place():
-            aside = {self._names[p]: w for p, w in self._weights.training_weights().items() if p in self._names}
+            training = self._weights.training_weights()
+            aside = {name: training[p] for p, name in self._names.items() if p in training}
             evaluated = self._evaluated or self._fingerprints()
         state: dict[str, Any] = {"training_weights": aside, "evaluated": evaluated}
         if self._ema is not None:

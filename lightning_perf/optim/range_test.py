@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 
 _HALF_WIDTH = 2
-_SHARE = 0.75
+_SAFETY = 4.0
 _NOISE = 4.0
 _DIVERGED = 4.0
 _FIRST = 10
@@ -67,23 +67,23 @@ def has_diverged(losses: Sequence[float]) -> bool:
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The rate at which the smoothed loss has made three quarters of its fall; ``None`` if it did not fall.
+    """A quarter of the rate at which the smoothed loss is lowest; ``None`` if it did not fall.
 
-    On nine combinations of networks and optimizers, this beat the steepest slope, the minimum divided by 3 or by 10, and
-    the middle of the longest valley, in the loss that training at the suggestion reached (see the guide).
+    On ten pairs of networks and optimizers, with and without a schedule, training at this rate came nearer to training at
+    the best rate than at the steepest slope, at a given share of the fall, or in the longest valley (see the guide).
 
     Args:
         rates: growing learning rates.
         losses: the loss at each of them, before the step at that rate; what is not finite, and what follows, is left out.
 
     Returns:
-        One of ``rates``, or ``None`` where the fall is less than four times the typical distance of a loss from the
-        smoothed one, so that nothing can be read from it.
+        The rate, or ``None`` where the fall is less than four times the typical distance of a loss from the smoothed one,
+        so that nothing can be read from it.
 
     Example::
         >>> rates = growing_rates(1e-4, 1.0, 9)
-        >>> round(suggest(rates, [2.0, 2.0, 2.0, 1.6, 1.0, 0.5, 0.3, 0.9, 5.0]), 3)
-        0.032
+        >>> round(suggest(rates, [2.0, 2.0, 2.0, 1.6, 1.0, 0.5, 0.3, 0.9, 5.0]), 4)
+        0.0079
     """
     finite = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     losses = losses[:finite]
@@ -91,10 +91,6 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         return None
     smooth = smoothed(losses)
     lowest = min(range(len(smooth)), key=smooth.__getitem__)
-    highest = max(range(lowest + 1), key=smooth.__getitem__)
-    fall = smooth[highest] - smooth[lowest]
-    before = list(zip(losses, smooth, strict=True))[: lowest + 1]
-    if fall <= _NOISE * statistics.median(abs(loss - middle) for loss, middle in before) or fall <= 0:
-        return None
-    target = smooth[highest] - _SHARE * fall
-    return next(rates[index] for index in range(highest, lowest + 1) if smooth[index] <= target)
+    fall = max(smooth[: lowest + 1]) - smooth[lowest]
+    noise = statistics.median(abs(loss - middle) for loss, middle in zip(losses[: lowest + 1], smooth, strict=False))
+    return rates[lowest] / _SAFETY if fall > _NOISE * noise else None

@@ -72,6 +72,11 @@ def test_resume_is_exact_on_every_rank(results: dict[str, Any]) -> None:
     assert results["resume"] == {"difference": 0.0, "equal_ranks": True}
 
 
+def test_resume_with_averaged_weights(results: dict[str, Any]) -> None:
+    """The training weights and the moving average come back on both ranks."""
+    assert results["resume_averaged"] == {"difference": 0.0, "equal_ranks": True}
+
+
 def test_two_optimizers(results: dict[str, Any]) -> None:
     """Manual optimization with two optimizers under all of ``lossless()``."""
     assert results["two_optimizers"] == {"equal_ranks": True}

@@ -17,12 +17,14 @@ from lightning_perf.optim.batch_norm import forget_statistics, statistics_from
 from tests.contract.modules import images, make
 from tests.optim.literal_schedule_free import LiteralScheduleFreeSGD
 
-WAYS = ("schedule_free", "ema")
+WAYS = ("schedule_free", "ema", "auto")
 ways = pytest.mark.parametrize("way", WAYS)
 
 
 def factory(way: str) -> lp.OptimizerFactory:
-    """Averaging by the module's own optimizer, or by us."""
+    """Averaging by the module's own optimizer, by a moving average of ours, or by an optimizer of ours."""
+    if way == "auto":
+        return lp.OptimizerFactory("auto", warmup=2)
     return lp.OptimizerFactory() if way == "schedule_free" else lp.OptimizerFactory(ema=0.9)
 
 
@@ -76,10 +78,12 @@ def reference(ns: ModuleType, quiet: dict[str, Any]) -> Any:
                     share = max(0.1, 9 / (len(trained) + 8))
                     averaged.append(y.clone() if len(trained) == 1 else averaged[-1].lerp(y, share))
                 else:
-                    averaged.append(torch.cat([x.flatten() for _, x in trainer.optimizers[0].evaluation_weights()]))
+                    x = {id(p): x for p, x in trainer.strategy.optimizers[0].evaluation_weights()}
+                    averaged.append(torch.cat([x[id(p)].flatten() for p in pl_module.parameters()]))
 
         # The same fused kernels as in the runs with the factory.
-        callbacks = [lp.OptimizerFactory(), Watch()] if way == "ema" else [Watch()]
+        callbacks = [*([lp.OptimizerFactory()] if way == "ema" else []), Watch()]
+        callbacks = [factory("auto"), Watch()] if way == "auto" else callbacks
         _, module = fit(ns, quiet, way, callbacks, limit_val_batches=0, max_epochs=epochs)
         return trained, averaged, module.losses
 
@@ -418,7 +422,8 @@ def test_restored_in_the_middle_of_a_fit(
 
 
 def recalibrating(way: str) -> lp.OptimizerFactory:
-    return lp.OptimizerFactory(ema=0.9 if way == "ema" else None, recalibrate=4)
+    arguments = {"ema": {"ema": 0.9}, "auto": {"optimizer": "auto", "warmup": 2}, "schedule_free": {}}[way]
+    return lp.OptimizerFactory(**arguments, recalibrate=4)
 
 
 @ways

@@ -54,14 +54,15 @@ def test_has_diverged(losses: list[float], expected: bool) -> None:
 
 
 def test_suggestion_by_hand() -> None:
-    """A straight fall from 3.0 by 0.13 a point, then 1.0: three quarters of it, 1.5, are reached 12 points down."""
+    """A fall to one lowest point, at 21, and a rise: a quarter of the rate there, whatever is added to the loss."""
     rates = growing_rates(1e-6, 10.0, 36)
-    losses = [3.0] * 5 + [3.0 - 0.13 * k for k in range(16)] + [1.0] * 5 + [1.0 + k for k in range(1, 11)]
-    assert suggest(rates, losses) == rates[17]
-    assert suggest(rates, [loss - 7.0 for loss in losses]) == rates[17]
-    assert suggest(rates, [*losses[:30], float("nan"), *losses[31:]]) == rates[17]
+    losses = [3.0] * 5 + [3.0 - 0.125 * k for k in range(16)] + [1.0] + [1.0 + 0.125 * k for k in range(1, 15)]
+    assert suggest(rates, losses) == rates[21] / 4
+    assert suggest(rates, [loss - 7.0 for loss in losses]) == rates[21] / 4
+    assert suggest(rates, [*losses[:30], float("nan"), *losses[31:]]) == rates[21] / 4
+    assert suggest(rates, [*losses[:12], float("inf"), *losses[13:]]) == rates[11] / 4
     wiggly = [loss + 0.02 * (-1) ** index for index, loss in enumerate(losses)]
-    assert suggest(rates, wiggly) == rates[17]
+    assert suggest(rates, wiggly) == rates[21] / 4
 
 
 def test_no_suggestion_without_a_fall() -> None:
@@ -195,6 +196,25 @@ def test_it_is_a_good_rate(quiet: dict[str, Any]) -> None:
     _, module, _ = fit(ns, quiet, lp.OptimizerFactory(lr="auto"), timid, max_epochs=8)
     _, plain, _ = fit(ns, quiet, lp.OptimizerFactory(), timid, max_epochs=8)
     assert sum(module.losses[-6:]) < 0.5 * sum(plain.losses[-6:])
+
+
+@pytest.mark.parametrize("row", lp.list_optimizers(), ids=lambda row: row.name)
+def test_every_optimizer_of_the_registry(row: Any, quiet: dict[str, Any]) -> None:
+    """Each can be copied and tried, or is refused when the callback is made."""
+    import lightning.pytorch as ns
+
+    if row.lr_free or hasattr(row.load(), "evaluation_weights"):
+        with pytest.raises(ValueError, match="leave lr out"):
+            lp.OptimizerFactory(row.name, lr="auto")
+        return
+    auto = lp.OptimizerFactory(row.name, lr="auto")
+    if row.name == "sparse_adam":
+        with pytest.raises((RuntimeError, ValueError), match=r"[Ss]parse|dense"):
+            fit(ns, quiet, auto)
+        return
+    _, module, _ = fit(ns, quiet, auto, max_epochs=4)
+    found(auto)
+    assert sum(module.losses[-6:]) < sum(module.losses[:6])
 
 
 def test_nothing_is_left_behind(ns: ModuleType, quiet: dict[str, Any]) -> None:
