@@ -19,6 +19,7 @@ from lightning_perf.host import (
     same_callback,
 )
 from lightning_perf.host.optimizer_door import loaded_optimizer_states, scheduler_config
+from lightning_perf.optim.cost import Costly
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.param_groups import describe_groups, infer_groups
 from lightning_perf.optim.rebind import cannot_rebind, groups_like, rebind, reference_lr
@@ -160,6 +161,8 @@ class OptimizerFactory(PerfCallback):
             groups = groups_like(old, lr=lr, weight_decay=decay)
         else:
             groups = _inferred(pl_module, old, lr=lr, weight_decay=decay, patterns=self.groups)
+        if self.row.grouping is not None:
+            groups = self.row.grouping(pl_module, groups, split=not keep_groups)
         new = build(self.row.name, groups, lr=lr, weight_decay=decay, options=self.options)
         if self.schedule == "keep":
             for config in setup.schedulers:
@@ -178,6 +181,8 @@ class OptimizerFactory(PerfCallback):
             f"{type(old).__name__} (lr {reference_lr(old):g}) replaced by {self.row.name} (lr {lr:g}"
             f"{', the default' if self.lr is None else ''}){kept}.\n{describe_groups(new.param_groups)}"
         )
+        if isinstance(new, Costly):
+            self.say(new.cost_note())
 
     def _schedule(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> None:
         if not pl_module.automatic_optimization:
