@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_perf.optim import foreach
 from lightning_perf.optim.blocks import in_blocks
+from lightning_perf.optim.foreach import Tensors
 from lightning_perf.optim.fusable import device_has_kernel
 
 _WHOLE = 1 << 26  # the fused kernel passes over memory once anyway
 
 
 def adamw_(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
+    params: Tensors,
+    grads: Tensors,
+    exp_avgs: Tensors,
+    exp_avg_sqs: Tensors,
     *,
     step: float,
     lr: float,
@@ -57,7 +59,7 @@ def adamw_(
     device = params[0].device
     if alike and _has_kernel(device.type):
         steps = [torch.full((), float(step), device=device)] * len(params)
-        torch._fused_adamw_(
+        foreach.fused_adamw_(
             params,
             grads,
             exp_avgs,
@@ -74,35 +76,32 @@ def adamw_(
         )
         return
     if weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        foreach.mul_(params, 1 - lr * weight_decay)
     if betas[0]:
-        torch._foreach_lerp_(exp_avgs, grads, 1 - betas[0])
-    torch._foreach_mul_(exp_avg_sqs, betas[1])
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - betas[1])
-    roots = torch._foreach_sqrt(exp_avg_sqs)
-    torch._foreach_div_(roots, math.sqrt(1 - betas[1] ** step))
-    torch._foreach_add_(roots, eps)
-    torch._foreach_addcdiv_(params, exp_avgs if betas[0] else grads, roots, -lr / (1 - betas[0] ** step))
+        foreach.lerp_(exp_avgs, grads, 1 - betas[0])
+    foreach.mul_(exp_avg_sqs, betas[1])
+    foreach.addcmul_(exp_avg_sqs, grads, grads, 1 - betas[1])
+    roots = foreach.sqrt(exp_avg_sqs)
+    foreach.div_(roots, math.sqrt(1 - betas[1] ** step))
+    foreach.add_(roots, eps)
+    foreach.addcdiv_(params, exp_avgs if betas[0] else grads, roots, -lr / (1 - betas[0] ** step))
 
 
-def step_adamw(optimizer: Optimizer, group: dict[str, Any], members: Iterable[Tensor]) -> None:
+def step_adamw(optimizer: Optimizer, group: dict[str, Any], members: Iterable[tuple[Tensor, Tensor]]) -> None:
     """AdamW's step for the parameters of ``group`` that another algorithm leaves to it.
 
     Args:
         optimizer: Its state holds ``step``, ``exp_avg`` and ``exp_avg_sq`` of each parameter.
         group: With ``lr``, ``betas``, ``eps`` and ``weight_decay``.
-        members: Parameters with gradients.
+        members: Parameters with their gradients.
     """
     cohorts: dict[int, list[tuple[Tensor, ...]]] = {}
-    for parameter in members:
+    for parameter, gradient in members:
         state = optimizer.state[parameter]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
         state["step"] += 1
-        assert parameter.grad is not None
-        cohorts.setdefault(state["step"], []).append(
-            (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        )
+        cohorts.setdefault(state["step"], []).append((parameter, gradient, state["exp_avg"], state["exp_avg_sq"]))
     settings = {name: group[name] for name in ("betas", "eps", "weight_decay")}
     for step, rows in cohorts.items():
         for columns, alike in in_blocks(rows, size=_WHOLE):

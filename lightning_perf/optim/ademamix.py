@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_perf.optim import foreach
 from lightning_perf.optim.blocks import in_blocks, loss_of, with_gradients
 from lightning_perf.optim.cautious import cautious_
 from lightning_perf.optim.checks import check_betas, check_number
+
+_STATE = ("exp_avg", "exp_avg_slow", "exp_avg_sq")
 
 
 class AdEMAMix(Optimizer):
@@ -76,39 +79,36 @@ class AdEMAMix(Optimizer):
         """One step over all parameters that have a gradient."""
         loss = loss_of(closure)
         for group in self.param_groups:
-            cohorts: dict[int, list[Tensor]] = {}
-            for parameter in with_gradients(self, group):
+            cohorts: dict[int, list[tuple[Tensor, ...]]] = {}
+            for parameter, gradient in with_gradients(self, group):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = 0
-                    for name in ("exp_avg", "exp_avg_slow", "exp_avg_sq"):
-                        state[name] = torch.zeros_like(parameter)
+                    state.update({name: torch.zeros_like(parameter) for name in _STATE})
                 state["step"] += 1
-                cohorts.setdefault(state["step"], []).append(parameter)
-            for t, members in cohorts.items():
-                self._update(group, members, t)
+                cohorts.setdefault(state["step"], []).append((parameter, gradient, *(state[name] for name in _STATE)))
+            for t, rows in cohorts.items():
+                self._update(group, rows, t)
         return loss
 
-    def _update(self, group: dict[str, Any], members: list[Tensor], t: int) -> None:
+    def _update(self, group: dict[str, Any], rows: list[tuple[Tensor, ...]], t: int) -> None:
         lr, (beta1, beta2, _) = float(group["lr"]), group["betas"]
         alpha, beta3 = _ramped(t, group)
         correction1, root2 = 1 - beta1**t, math.sqrt(1 - beta2**t)
-        states = [self.state[p] for p in members]
-        rows = [(p, p.grad, s["exp_avg"], s["exp_avg_slow"], s["exp_avg_sq"]) for p, s in zip(members, states, strict=True)]
-        for (theta, g, m1, m2, v), _ in in_blocks(rows, whole=group["cautious"]):  # type: ignore[arg-type]
-            torch._foreach_lerp_(m1, g, 1 - beta1)
-            torch._foreach_lerp_(m2, g, 1 - beta3)
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, g, g, 1 - beta2)
-            roots = torch._foreach_sqrt(v)
-            torch._foreach_div_(roots, root2)
-            torch._foreach_add_(roots, group["eps"])
-            u = torch._foreach_add(m1, m2, alpha=alpha * correction1)  # (1 - β1^t) times the numerator
+        for (theta, g, m1, m2, v), _ in in_blocks(rows, whole=group["cautious"]):
+            foreach.lerp_(m1, g, 1 - beta1)
+            foreach.lerp_(m2, g, 1 - beta3)
+            foreach.mul_(v, beta2)
+            foreach.addcmul_(v, g, g, 1 - beta2)
+            roots = foreach.sqrt(v)
+            foreach.div_(roots, root2)
+            foreach.add_(roots, group["eps"])
+            u = foreach.add(m1, m2, alpha=alpha * correction1)  # (1 - β1^t) times the numerator
             if group["cautious"]:
                 cautious_(u, g)
             if group["weight_decay"]:
-                torch._foreach_mul_(theta, 1 - lr * group["weight_decay"])
-            torch._foreach_addcdiv_(theta, u, roots, -lr / correction1)
+                foreach.mul_(theta, 1 - lr * group["weight_decay"])
+            foreach.addcdiv_(theta, u, roots, -lr / correction1)
 
 
 def _ramped(t: int, group: dict[str, Any]) -> tuple[float, float]:

@@ -41,8 +41,8 @@ def loss_of(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def with_gradients(optimizer: Optimizer, group: dict[str, Any]) -> list[Tensor]:
-    """The parameters of ``group`` that have a gradient.
+def with_gradients(optimizer: Optimizer, group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """The parameters of ``group`` that have a gradient, each with it.
 
     Raises:
         RuntimeError: a gradient is sparse.
@@ -57,7 +57,7 @@ def with_gradients(optimizer: Optimizer, group: dict[str, Any]) -> list[Tensor]:
                 f"{type(optimizer).__name__} got a sparse gradient for a parameter of shape {tuple(parameter.shape)} and "
                 "has no sparse step; build the embedding with sparse=False, or use 'sgd', 'adagrad' or 'sparse_adam'."
             )
-        found.append(parameter)
+        found.append((parameter, gradient))
     return found
 
 

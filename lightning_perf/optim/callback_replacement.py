@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_perf.host import MisconfigurationException, OptimizerSetup
 from lightning_perf.host.optimizer_door import scheduler_config
+from lightning_perf.optim.cost import Costly
 from lightning_perf.optim.param_groups import describe_groups
 from lightning_perf.optim.rebind import (
     SchedulerRates,
@@ -70,8 +71,10 @@ class Replacement:
 
         def groups(lr: float) -> list[dict[str, Any]]:
             if bound or not self.infer:
-                return groups_like(old, lr=lr, weight_decay=decay)
-            return groups_over(module, old, lr=lr, weight_decay=decay, patterns=self.groups)
+                made = groups_like(old, lr=lr, weight_decay=decay)
+            else:
+                made = groups_over(module, old, lr=lr, weight_decay=decay, patterns=self.groups)
+            return made if self.row.grouping is None else self.row.grouping(module, made, split=not bound)
 
         new = build(self.row.name, groups(self.rate), lr=self.rate, weight_decay=decay, options=self.options)
         if self.schedule == "keep":
@@ -87,6 +90,8 @@ class Replacement:
             f"{type(old).__name__} (lr {reference_lr(old):g}) replaced by {self.row.name} (lr {self.rate:g}{default}){kept}."
             f"\n{describe_groups(new.param_groups)}"
         )
+        if isinstance(new, Costly):
+            say(new.cost_note())
         return groups
 
     def _decay(self) -> float | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+
 from torch import Tensor
 
 
-def cautious_(updates: list[Tensor], grads: list[Tensor]) -> None:
+def cautious_(updates: Iterable[Tensor], grads: Iterable[Tensor]) -> None:
     """Zero what is about to be subtracted wherever it and the gradient differ in sign, and scale the rest up, in place.
 
     With u the update and g the gradient: u = u · 1(u g > 0) · n / (count of u g > 0, at least 1 in 1000), n the number of
@@ -16,6 +17,7 @@ def cautious_(updates: list[Tensor], grads: list[Tensor]) -> None:
     paper adds 1 to it.
 
     Example::
+        >>> import torch
         >>> update = torch.tensor([1.0, -1.0, 2.0, 4.0])
         >>> cautious_([update], [torch.tensor([1.0, 1.0, 1.0, -1.0])])
         >>> update

@@ -6,7 +6,17 @@ it. Operations are not time: small matrices run far below a device's peak, so a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Costly(Protocol):
+    """An optimizer whose own work can show beside that of the model."""
+
+    def cost_note(self) -> str:
+        """From how many samples and positions per step on it does not."""
+        ...
 
 
 def muon_flops(shapes: Iterable[tuple[int, int]], *, steps: int = 5) -> float:
@@ -64,3 +74,19 @@ def tokens_for_share(flops: float, shapes: Iterable[tuple[int, int]], share: flo
         3200
     """
     return round(cost_share(flops, shapes, 1.0) / share)
+
+
+def note(what: str, flops: float, shapes: Sequence[tuple[int, int]]) -> str:
+    """One sentence for the user, before the first step.
+
+    Example::
+        >>> note("Newton-Schulz", muon_flops([(64, 64)]), [(64, 64)])[-48:]
+        ' step sees fewer than 3,200 samples x positions.'
+    """
+    if not shapes:
+        return f"no matrix for {what}: every parameter is stepped by AdamW."
+    matrices = "1 matrix" if len(shapes) == 1 else f"{len(shapes)} matrices"
+    return (
+        f"{what} on {matrices} costs over 10 % of their forward and backward where a step sees fewer than "
+        f"{tokens_for_share(flops, shapes):,} samples x positions."
+    )

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_perf.optim import foreach
 from lightning_perf.optim.blocks import in_blocks, loss_of, with_gradients
 from lightning_perf.optim.cautious import cautious_
 from lightning_perf.optim.checks import check_betas, check_number
@@ -66,18 +67,18 @@ class Lion(Optimizer):
         for group in self.param_groups:
             (beta1, beta2), lr = group["betas"], float(group["lr"])
             rows = []
-            for parameter in with_gradients(self, group):
+            for parameter, gradient in with_gradients(self, group):
                 state = self.state[parameter]
                 if not state:
                     state["exp_avg"] = torch.zeros_like(parameter)
-                rows.append((parameter, parameter.grad, state["exp_avg"]))
+                rows.append((parameter, gradient, state["exp_avg"]))
             for (theta, g, m), _ in in_blocks(rows, whole=group["cautious"]):
-                u = torch._foreach_lerp(m, g, 1 - beta1)
-                torch._foreach_sign_(u)
+                u = foreach.lerp(m, g, 1 - beta1)
+                foreach.sign_(u)
                 if group["cautious"]:
                     cautious_(u, g)
                 if group["weight_decay"]:
-                    torch._foreach_mul_(theta, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(theta, u, alpha=-lr)
-                torch._foreach_lerp_(m, g, 1 - beta2)
+                    foreach.mul_(theta, 1 - lr * group["weight_decay"])
+                foreach.add_(theta, u, alpha=-lr)
+                foreach.lerp_(m, g, 1 - beta2)
         return loss

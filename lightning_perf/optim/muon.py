@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_perf.optim import foreach
 from lightning_perf.optim.adam_kernel import step_adamw
 from lightning_perf.optim.blocks import loss_of, with_gradients
 from lightning_perf.optim.checks import check_betas, check_number
+from lightning_perf.optim.cost import muon_flops, note
 from lightning_perf.optim.newton_schulz import orthogonalize
 
 _ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
@@ -109,25 +111,36 @@ class Muon(Optimizer):
         for group in self.param_groups:
             counts = {id(p): count for p, count in zip(group["params"], group["matrices"], strict=True)}
             members = with_gradients(self, group)
-            matrices = [p for p in members if counts[id(p)]]
+            matrices = [(p, g, counts[id(p)]) for p, g in members if counts[id(p)]]
             if matrices:
-                self._step_matrices(group, matrices, [counts[id(p)] for p in matrices])
-            step_adamw(self, group, [p for p in members if not counts[id(p)]])
+                self._step_matrices(group, *zip(*matrices, strict=True))
+            step_adamw(self, group, [(p, g) for p, g in members if not counts[id(p)]])
         return loss
 
-    def _step_matrices(self, group: dict[str, Any], members: list[Tensor], counts: list[int]) -> None:
+    def cost_note(self) -> str:
+        """From how many samples and positions per step on Newton-Schulz does not show beside the model's own work."""
+        shapes = []
+        for group in self.param_groups:
+            for parameter, count in zip(group["params"], group["matrices"], strict=True):
+                if count:
+                    stack = as_stack(parameter.detach(), count)
+                    shapes += [(stack.size(1), stack.size(2))] * stack.size(0)
+        return note("Newton-Schulz", muon_flops(shapes, steps=self.defaults["ns_steps"]), shapes)
+
+    def _step_matrices(
+        self, group: dict[str, Any], members: tuple[Tensor, ...], gradients: tuple[Tensor, ...], counts: tuple[int, ...]
+    ) -> None:
         lr, momentum = float(group["lr"]), group["momentum"]
         for parameter in members:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in members]
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in members]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+        foreach.lerp_(buffers, gradients, 1 - momentum)
+        updates = foreach.lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
         stacks = [as_stack(update, count) for update, count in zip(updates, counts, strict=True)]
         found = orthogonalize(stacks, steps=group["ns_steps"])
         if group["weight_decay"]:
-            torch._foreach_mul_(members, 1 - lr * group["weight_decay"])
+            foreach.mul_(members, 1 - lr * group["weight_decay"])
         by_scale: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
         for parameter, stack in zip(members, found, strict=True):
             scale = lr * _ADJUSTMENTS[group["adjust_lr_fn"]](*stack.shape[1:])
@@ -135,7 +148,7 @@ class Muon(Optimizer):
             parameters.append(parameter)
             directions.append(stack.reshape(parameter.shape))
         for scale, (parameters, directions) in by_scale.items():
-            torch._foreach_add_(parameters, directions, alpha=-scale)
+            foreach.add_(parameters, directions, alpha=-scale)
 
 
 def as_stack(tensor: Tensor, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_perf.optim import foreach
 from lightning_perf.optim.adam_kernel import adamw_
 from lightning_perf.optim.blocks import in_blocks, loss_of, with_gradients
 from lightning_perf.optim.checks import check_betas, check_number
@@ -117,23 +118,23 @@ class Prodigy(Optimizer):
         lr = float(group["lr"]) * _correction(group, k)
         share = (d / group["d0"]) ** 2 * (1.0 if group["safeguard_warmup"] else lr)
         rows = []
-        for parameter in with_gradients(self, group):
+        for parameter, gradient in with_gradients(self, group):
             state = self.state[parameter]
             if not state:
                 state.update({name: torch.zeros_like(parameter) for name in _STATE[:3]})
                 state["initial"] = parameter.detach().clone()
-            rows.append((parameter, parameter.grad, *(state[name] for name in _STATE)))
+            rows.append((parameter, gradient, *(state[name] for name in _STATE)))
         for (theta, g, m, v, s, initial), alike in in_blocks(rows):
-            scratch = torch._foreach_sub(initial, theta)
-            torch._foreach_mul_(scratch, g)
+            scratch = foreach.sub(initial, theta)
+            foreach.mul_(scratch, g)
             products.append(_sum(scratch))
-            torch._foreach_mul_(s, math.sqrt(beta2))
-            torch._foreach_add_(s, g, alpha=share)
-            torch._foreach_copy_(scratch, s)
-            torch._foreach_abs_(scratch)  # on a CPU a quarter of the time of a norm
+            foreach.mul_(s, math.sqrt(beta2))
+            foreach.add_(s, g, alpha=share)
+            foreach.copy_(scratch, s)
+            foreach.abs_(scratch)  # on a CPU a quarter of the time of a norm
             norms.append(_sum(scratch))
-            torch._foreach_copy_(scratch, g)
-            torch._foreach_mul_(scratch, d)
+            foreach.copy_(scratch, g)
+            foreach.mul_(scratch, d)
             adamw_(
                 theta,
                 scratch,

@@ -29,9 +29,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_perf.optim import foreach
 from lightning_perf.optim.adam_kernel import adamw_
 from lightning_perf.optim.blocks import in_blocks, loss_of, with_gradients
 from lightning_perf.optim.checks import check_betas, check_number
+
+_Members = list[tuple[Tensor, Tensor]]  # parameters with their gradients
 
 
 class _ScheduleFree(Optimizer):
@@ -72,23 +75,23 @@ class _ScheduleFree(Optimizer):
                 self._step_together(group, members, t + 1)
         return loss
 
-    def _cohorts(self, group: dict[str, Any]) -> dict[tuple[int, float, float], list[Tensor]]:
+    def _cohorts(self, group: dict[str, Any]) -> dict[tuple[int, float, float], _Members]:
         """Parameters by what they share: number of steps, sum of weights, largest γ."""
-        cohorts: dict[tuple[int, float, float], list[Tensor]] = {}
-        for parameter in with_gradients(self, group):
+        cohorts: dict[tuple[int, float, float], _Members] = {}
+        for parameter, gradient in with_gradients(self, group):
             state = self.state[parameter]
             if not state:
                 state.update(step=0, weight_sum=0.0, lr_max=0.0, **self._new_state(parameter))
-            cohorts.setdefault((state["step"], state["weight_sum"], state["lr_max"]), []).append(parameter)
+            cohorts.setdefault((state["step"], state["weight_sum"], state["lr_max"]), []).append((parameter, gradient))
         return cohorts
 
-    def _step_together(self, group: dict[str, Any], members: list[Tensor], t: int) -> None:
-        first = self.state[members[0]]
+    def _step_together(self, group: dict[str, Any], members: _Members, t: int) -> None:
+        first = self.state[members[0][0]]
         lr = float(group["lr"]) * min(1.0, t / max(1, group["warmup_steps"]))
         lr_max = max(first["lr_max"], lr)
         weight = t ** group["r"] * lr_max**2
         weight_sum = first["weight_sum"] + weight
-        for parameter in members:
+        for parameter, _ in members:
             self.state[parameter].update(step=t, weight_sum=weight_sum, lr_max=lr_max)
         share = weight / weight_sum if weight_sum else 0.0
         self._update(group, members, t=t, lr=lr, share=share)
@@ -96,7 +99,7 @@ class _ScheduleFree(Optimizer):
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], members: list[Tensor], *, t: int, lr: float, share: float) -> None:
+    def _update(self, group: dict[str, Any], members: _Members, *, t: int, lr: float, share: float) -> None:
         raise NotImplementedError
 
 
@@ -151,11 +154,11 @@ class ScheduleFreeAdamW(_ScheduleFree):
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {"z": parameter.detach().clone(), "exp_avg_sq": torch.zeros_like(parameter)}
 
-    def _update(self, group: dict[str, Any], members: list[Tensor], *, t: int, lr: float, share: float) -> None:
+    def _update(self, group: dict[str, Any], members: _Members, *, t: int, lr: float, share: float) -> None:
         (beta1, beta2), decay = group["betas"], group["weight_decay"]
-        rows = [(p, p.grad, self.state[p]["z"], self.state[p]["exp_avg_sq"]) for p in members]
-        for (y, g, z, v), alike in in_blocks(rows):  # type: ignore[arg-type]
-            torch._foreach_lerp_(y, z, 1 - 1 / beta1)
+        rows = [(p, g, self.state[p]["z"], self.state[p]["exp_avg_sq"]) for p, g in members]
+        for (y, g, z, v), alike in in_blocks(rows):
+            foreach.lerp_(y, z, 1 - 1 / beta1)
             x = y
             # λ y = λ (1 - β1) z + λ β1 x: the kernel decays by the first part.
             adamw_(
@@ -171,8 +174,8 @@ class ScheduleFreeAdamW(_ScheduleFree):
                 alike=alike,
             )
             if decay:
-                torch._foreach_add_(z, x, alpha=-lr * decay * beta1)
-            torch._foreach_lerp_(y, z, 1 - beta1 * (1 - share))
+                foreach.add_(z, x, alpha=-lr * decay * beta1)
+            foreach.lerp_(y, z, 1 - beta1 * (1 - share))
 
 
 class ScheduleFreeSGD(_ScheduleFree):
@@ -216,22 +219,22 @@ class ScheduleFreeSGD(_ScheduleFree):
         for what, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup_steps", warmup_steps), ("r", r)):
             check_number(what, value)
         if not 0 < momentum < 1:
-            raise ValueError(f"momentum={momentum!r} must lie in (0, 1), such as 0.9: x is recovered by dividing by it.")
+            raise ValueError(f"momentum={momentum!r} must lie in (0, 1), such as 0.9: x is found by dividing by it.")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "warmup_steps": warmup_steps, "r": r})
 
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {"z": parameter.detach().clone()}
 
-    def _update(self, group: dict[str, Any], members: list[Tensor], *, t: int, lr: float, share: float) -> None:
+    def _update(self, group: dict[str, Any], members: _Members, *, t: int, lr: float, share: float) -> None:
         beta, decay = group["momentum"], group["weight_decay"]
-        rows = [(p, p.grad, self.state[p]["z"]) for p in members]
-        for (y, g, z), _ in in_blocks(rows):  # type: ignore[arg-type]
+        rows = [(p, g, self.state[p]["z"]) for p, g in members]
+        for (y, g, z), _ in in_blocks(rows):
             if decay:
-                g = torch._foreach_add(g, y, alpha=decay)
-            torch._foreach_lerp_(y, z, share)
-            torch._foreach_add_(y, g, alpha=lr * (beta * (1 - share) - 1))
-            torch._foreach_add_(z, g, alpha=-lr)
+                g = foreach.add(g, y, alpha=decay)
+            foreach.lerp_(y, z, share)
+            foreach.add_(y, g, alpha=lr * (beta * (1 - share) - 1))
+            foreach.add_(z, g, alpha=-lr)
 
 
 def _beta(group: dict[str, Any]) -> float:

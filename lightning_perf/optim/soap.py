@@ -15,6 +15,7 @@ from lightning_perf.optim.adam_kernel import step_adamw
 from lightning_perf.optim.blocks import loss_of, with_gradients
 from lightning_perf.optim.cautious import cautious_
 from lightning_perf.optim.checks import check_betas, check_number
+from lightning_perf.optim.cost import note, soap_flops
 
 
 class SOAP(Optimizer):
@@ -83,18 +84,25 @@ class SOAP(Optimizer):
         loss = loss_of(closure)
         for group in self.param_groups:
             rest = []
-            for parameter in with_gradients(self, group):
+            for parameter, gradient in with_gradients(self, group):
                 if sides_with_basis(parameter, group["max_dim"]):
-                    self._step_matrix(group, parameter)
+                    self._step_matrix(group, parameter, gradient)
                 else:
-                    rest.append(parameter)
+                    rest.append((parameter, gradient))
             step_adamw(self, group, rest)
         return loss
 
-    def _step_matrix(self, group: dict[str, Any], parameter: Tensor) -> None:
-        assert parameter.grad is not None
+    def cost_note(self) -> str:
+        """From how many samples and positions per step on the rotations do not show beside the model's own work."""
+        limit = self.defaults["max_dim"]
+        found = [p for group in self.param_groups for p in group["params"] if sides_with_basis(p, limit)]
+        shapes = [(p.size(0), p.numel() // p.size(0)) for p in found]
+        flops = soap_flops(shapes, frequency=self.defaults["frequency"], max_dim=limit)
+        return note("SOAP", flops, shapes)
+
+    def _step_matrix(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
         state, (beta1, beta2), lr = self.state[parameter], group["betas"], float(group["lr"])
-        g = _matrix(parameter.grad)
+        g = _matrix(gradient)
         sides = sides_with_basis(parameter, group["max_dim"])
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))

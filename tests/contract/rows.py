@@ -50,6 +50,13 @@ ROWS = (
         {"class_path": "lightning_perf.OptimizerFactory", "init_args": {"ema": 0.9}},
     ),
     Row(
+        "OptimizerFactory-auto",
+        lambda: lp.OptimizerFactory("auto"),
+        None,
+        {"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "auto"}},
+        refuses=("manual", "two_optimizers", "raw_step"),
+    ),
+    Row(
         "OptimizerFactory-lr-auto",
         lambda: lp.OptimizerFactory("adamw", lr="auto"),
         None,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
-from lightning_perf.optim import registry
+from lightning_perf.optim import rows
 from lightning_perf.optim.registry import get_optimizer
 from lightning_perf.optim.schedule_free import ScheduleFreeAdamW
 from tests.contract.modules import images, make
@@ -126,8 +126,8 @@ def test_settings_that_do_not_go_together(arguments: dict[str, Any], words: str)
 
 
 def test_a_range_test_of_an_optimizer_without_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = registry.OptimizerRow("free", "torch.optim.Adagrad", "-", "-", {"lr": 1.0}, state_bytes=4, lr_free=True)
-    monkeypatch.setitem(registry._ROWS, "free", row)
+    row = rows.OptimizerRow("free", "torch.optim.Adagrad", "-", "-", {"lr": 1.0}, state_bytes=4, lr_free=True)
+    monkeypatch.setitem(rows.ROWS, "free", row)
     with pytest.raises(ValueError, match="finds its learning rate itself; leave lr out"):
         lp.OptimizerFactory("free", lr="auto")
 
