@@ -35,8 +35,7 @@ def room_of(parts: tuple[str, ...]) -> str:
 def floor_of(parts: tuple[str, ...]) -> int:
     """The floor of a module inside the package; a room's ``callback.py`` and ``callback_*.py`` stand on floor 2."""
     floor = FLOORS[room_of(parts)]
-    stem = Path(parts[-1]).stem
-    return max(floor, 2) if stem == "callback" or stem.startswith("callback_") else floor
+    return max(floor, 2) if Path(parts[-1]).stem.partition("_")[0] == "callback" else floor
 
 
 def imports_of(source: str) -> list[str]:

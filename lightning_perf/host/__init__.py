@@ -6,8 +6,12 @@ from lightning_perf.host.batches import seed_everything as seed_everything
 from lightning_perf.host.callback import PerfCallback as PerfCallback
 from lightning_perf.host.callback import same_callback as same_callback
 from lightning_perf.host.doors import Undo as Undo
+from lightning_perf.host.dry_training import dry_passes as dry_passes
+from lightning_perf.host.dry_training import dry_training as dry_training
+from lightning_perf.host.evaluation_door import at_evaluation_door as at_evaluation_door
 from lightning_perf.host.loader_door import at_loader_door as at_loader_door
 from lightning_perf.host.loader_door import loader_generators as loader_generators
+from lightning_perf.host.loader_door import loaders_exist as loaders_exist
 from lightning_perf.host.module_door import Stage as Stage
 from lightning_perf.host.module_door import at_module_door as at_module_door
 from lightning_perf.host.namespaces import DoorClosed as DoorClosed

@@ -42,12 +42,13 @@ def _silent(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def silent_copy(pl_module: Any) -> Any:
+def silent_copy(pl_module: Any, memo: dict[int, Any] | None = None) -> Any:
     """A deep copy of the module that logs nothing, steps no optimizer and knows its Trainer.
 
-    Metrics, buffers and whatever else the step changes belong to the copy. Memory for a second module is needed.
+    Metrics, buffers and whatever else the step changes belong to the copy. Memory for a second module is needed. With the
+    same ``memo``, an optimizer can be copied along, onto the parameters of the copy.
     """
-    clone = copy.deepcopy(pl_module)
+    clone = copy.deepcopy(pl_module, memo)
     clone._trainer = pl_module._trainer
     names = vars(clone)
     names.update(log=_silent, log_dict=_silent, print=_silent)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_perf.host.doors import Undo, require, stand_at
 
@@ -14,11 +17,11 @@ def at_loader_door(
     trainer: Any,
     undo: Undo,
     *,
-    before_iterator: Callable[[], None],
-    after_iterator: Callable[[], None],
-    on_start: Callable[[], None],
+    before_iterator: Callable[[], None] | None = None,
+    after_iterator: Callable[[], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> None:
-    """Call three functions in a fit, until ``undo`` runs.
+    """Call up to three functions in a fit, until ``undo`` runs.
 
     Args:
         trainer: the Trainer.
@@ -40,9 +43,71 @@ def at_loader_door(
 
     loop = trainer.fit_loop
     require(loop, "_combined_loader")
-    undo.push(stand_at(loop, "_load_combined_loader_states", before_iterator, before, parameters=()))
-    undo.push(stand_at(loop, "setup_data", after_iterator, before, parameters=()))
-    undo.push(stand_at(trainer.strategy, "on_train_start", on_start, before, parameters=()))
+    for owner, name, guest in (
+        (loop, "_load_combined_loader_states", before_iterator),
+        (loop, "setup_data", after_iterator),
+        (trainer.strategy, "on_train_start", on_start),
+    ):
+        if guest is not None:
+            undo.push(stand_at(owner, name, guest, before, parameters=()))
+
+
+def loaders_exist(trainer: Any) -> bool:
+    """Whether the training loaders of a fit have been made."""
+    return trainer.fit_loop._combined_loader is not None
+
+
+def fresh_batches(trainer: Any) -> Iterator[Any]:
+    """Batches of the training loaders without end, as the loop would get them, from iterators of their own.
+
+    The order and position of the run's own iterator stay, persistent workers too; random draws are the caller's to
+    preserve (``preserved_rng`` and :func:`preserved_generators`). ``limit_train_batches`` is respected.
+
+    Raises:
+        ValueError: for a loader that can be read only once (``iter(loader) is loader``).
+    """
+    combined = trainer.fit_loop._combined_loader
+    for loader in combined.flattened:
+        if hasattr(loader, "__next__"):
+            raise ValueError(
+                f"{type(loader).__name__} can be read only once, so looking at its batches would lose them; pass a loader "
+                "that can be iterated again, such as a DataLoader."
+            )
+    twin = copy.copy(combined)
+    twin._iterator = None
+    twin.flattened = [_twin(loader) for loader in combined.flattened]
+    twin.limits = combined.limits
+    while True:
+        empty = True
+        for batch, _, _ in twin:
+            empty = False
+            yield batch
+        if empty:
+            return
+
+
+def _twin(loader: Any) -> Any:
+    """A loader over the same data whose iterators and sampler positions are its own."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    twin = copy.copy(loader)
+    sampler, batch_sampler = copy.copy(loader.sampler), copy.copy(loader.batch_sampler)
+    if batch_sampler is not None and getattr(batch_sampler, "sampler", None) is loader.sampler:
+        vars(batch_sampler)["sampler"] = sampler
+    vars(twin).update(sampler=sampler, batch_sampler=batch_sampler, _iterator=None)
+    return twin
+
+
+@contextmanager
+def preserved_generators(trainer: Any) -> Iterator[None]:
+    """Whatever the generators of the training loaders draw inside leaves no trace outside."""
+    generators = loader_generators(trainer)
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def loader_generators(trainer: Any) -> list[torch.Generator]:

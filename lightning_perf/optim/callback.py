@@ -1,33 +1,44 @@
-"""OptimizerFactory: the optimizer of an unchanged module, kept and made faster, or replaced."""
+"""OptimizerFactory: the optimizer of an unchanged module, kept and made faster, or replaced; averaged weights, too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_perf.host import (
     MisconfigurationException,
     OptimizerSetup,
     PerfCallback,
+    at_loader_door,
     at_optimizer_door,
     is_a,
     same_callback,
 )
-from lightning_perf.host.optimizer_door import loaded_optimizer_states, scheduler_config
+from lightning_perf.host.optimizer_door import loaded_optimizer_states
+from lightning_perf.optim.averaging import Ema
+from lightning_perf.optim.callback_evaluation import FitEvaluation
+from lightning_perf.optim.callback_range_test import find_rate
+from lightning_perf.optim.callback_replacement import (
+    Replacement,
+    RunRates,
+    averages,
+    check_checkpoint,
+    check_named,
+    check_row,
+)
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
-from lightning_perf.optim.param_groups import describe_groups, infer_groups
-from lightning_perf.optim.rebind import cannot_rebind, groups_like, rebind, reference_lr
 from lightning_perf.optim.registry import build, get_optimizer
-from lightning_perf.optim.schedules import get_schedule, make_factor, resolve_warmup
+from lightning_perf.optim.schedules import get_schedule, resolve_warmup
+
+_AUTO, _FALLBACK = "schedule_free_adamw", "adamw"
+_WARMUP_STEPS = 100  # of an optimizer with a warm-up of its own, where the length of the run is unknown
 
 
 class OptimizerFactory(PerfCallback):
-    """Keep the user's optimizer and make its step fused, or replace it by name.
+    """Keep the user's optimizer and make its step fused, replace it by name, or have one that needs no tuning.
 
     Without a name, optimizer, learning rate and schedulers stay the user's; only the step becomes torch's fused one, in
     place (on a CPU torch never chooses it itself). Trajectories agree with the unfused to a relative 1e-6. What has no
@@ -39,27 +50,41 @@ class OptimizerFactory(PerfCallback):
     rates stay. With ``schedule="keep"`` the user's schedulers move to the new optimizer, and the user's groups stay as
     they are, because schedulers are bound to them.
 
+    ``"auto"`` is schedule-free AdamW: a fixed learning rate, a warm-up of its own, no schedule and no horizon. Where
+    parameters are sharded and weights cannot be exchanged (FSDP, ModelParallel), it is AdamW with ``warmup_linear``.
+
+    Averaged weights (``"auto"``, other schedule-free optimizers, ``ema``) are in place wherever the fit evaluates:
+    validation, sanity check, every checkpoint, ``on_train_end``, and the module after ``fit``, also after an exception.
+    Training never sees them. A checkpoint loads into the plain module; resumed with this callback it goes on bit for bit
+    from the training weights in the callback's state. A weights-only checkpoint, a second ``fit`` and a fit after an
+    exception start from the averaged weights.
+
     Args:
-        optimizer: a name of :func:`lightning_perf.list_optimizers`, or ``None`` to keep the user's.
-        lr: peak learning rate; default: the registry's for that optimizer.
+        optimizer: a name of :func:`lightning_perf.list_optimizers`, ``"auto"``, or ``None`` to keep the user's.
+        lr: peak learning rate; default: the registry's for that optimizer. ``"auto"``: chosen by a range test before the
+            first step, on a copy of the module and real batches, also for the user's own optimizer.
         weight_decay: default: the registry's.
         schedule: ``keep``, ``constant``, ``warmup_linear``, ``warmup_cosine``, ``wsd`` or ``one_cycle``, stepped per
-            optimizer step over the run's real number of them.
+            optimizer step over the run's real number of them. A schedule-free optimizer takes none: the module's own is
+            left out.
         warmup: fraction of the run (below 1) or number of optimizer steps.
+        ema: decay of an exponential moving average of the weights, such as 0.999, for evaluation and checkpoints.
+        recalibrate: training batches on which, before each evaluation and save, a copy of the module gathers the running
+            statistics of batch norms for the averaged weights; 0 leaves those of the training weights in place.
         groups: qualified-name pattern -> overrides such as ``{"lr": 1e-4}``; the first match wins.
         options: further arguments of the optimizer's class.
 
     Raises:
-        ValueError: unknown optimizer, schedule or option; ``lr <= 0``; settings that need a named optimizer; a schedule
-            over an unknown number of steps.
+        ValueError: unknown optimizer, schedule or option; ``lr <= 0``; settings that need a named optimizer, or that do
+            not go together; a schedule over an unknown number of steps.
         MisconfigurationException: a named optimizer under manual optimization, FSDP, ModelParallel or DeepSpeed; a
-            scheduler that cannot drive the new optimizer.
+            scheduler that cannot drive the new optimizer; averaged weights under a strategy that shards.
 
     Example::
 
         >>> import lightning_perf as lp
         >>> from lightning.pytorch import Trainer
-        >>> factory = lp.OptimizerFactory("adamw", lr=3e-3, schedule="warmup_cosine")
+        >>> factory = lp.OptimizerFactory("adamw", lr=3e-3, schedule="warmup_cosine", ema=0.999)
         >>> trainer = Trainer(callbacks=[factory], logger=False, enable_checkpointing=False)
     """
 
@@ -67,10 +92,12 @@ class OptimizerFactory(PerfCallback):
         self,
         optimizer: str | None = None,
         *,
-        lr: float | None = None,
+        lr: float | Literal["auto"] | None = None,
         weight_decay: float | None = None,
         schedule: str = "keep",
         warmup: int | float = 0.05,
+        ema: float | None = None,
+        recalibrate: int = 0,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -80,122 +107,161 @@ class OptimizerFactory(PerfCallback):
             weight_decay=weight_decay,
             schedule=schedule,
             warmup=warmup,
+            ema=ema,
+            recalibrate=recalibrate,
             groups=groups,
             options=options,
         )
-        _check(optimizer, {"lr": lr, "weight_decay": weight_decay, "groups": groups, "options": options})
+        check_named(optimizer, {"lr": lr, "weight_decay": weight_decay, "groups": groups, "options": options})
         get_schedule(schedule)
-        self.row = get_optimizer(optimizer) if optimizer is not None else None
-        if self.row is not None:  # the class's own checks, before a run starts
-            build(self.row.name, [nn.Parameter(torch.zeros(1))], lr=lr, weight_decay=weight_decay, options=options)
-        self.lr, self.weight_decay, self.schedule, self.warmup = lr, weight_decay, schedule, warmup
+        if ema is not None:
+            Ema(ema)
+        self.row = get_optimizer(_AUTO if optimizer == "auto" else optimizer) if optimizer is not None else None
+        self.lr = None if lr == "auto" else lr
+        if self.row is not None:
+            check_row(self.row, optimizer, lr, schedule, ema)
+            # The class's own checks, before a run starts.
+            weight = [nn.Parameter(torch.zeros(1))]
+            build(self.row.name, weight, lr=self.lr, weight_decay=weight_decay, options=options)
+        if isinstance(recalibrate, bool) or not isinstance(recalibrate, int) or recalibrate < 0:
+            raise ValueError(f"recalibrate={recalibrate!r} must be a number of batches, such as 20, or 0 for none.")
+        self.finds_lr, self.recalibrate = lr == "auto", recalibrate
+        self.weight_decay, self.schedule, self.warmup, self.ema = weight_decay, schedule, warmup, ema
         self.groups = {pattern: dict(overrides) for pattern, overrides in (groups or {}).items()}
         self.options = dict(options or {})
-        self.essential = self.row is not None or schedule != "keep"
+        self.essential = self.row is not None or schedule != "keep" or ema is not None or self.finds_lr
+        self._evaluation: FitEvaluation | None = None
 
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Stand at the optimizer door of a fit: replacements come before fusing."""
         if stage != "fit":
             return
-        self._check_alone(trainer)
-        if self.row is not None:
-            self._check_reach(trainer, pl_module)
+        alone = self._check_alone(trainer)
+        self._check_reach(trainer, pl_module)
+        evaluation = self._evaluation = FitEvaluation(self.ema, self.recalibrate, self.say)
+        undo = self.undo(trainer)
 
         def guest(setup: OptimizerSetup) -> None:
             if not setup.optimizers or is_a(setup.optimizers[0], "_MockOptimizer"):
                 self.say("configure_optimizers returned no optimizer; nothing was changed.")
                 return
+            resumed = loaded_optimizer_states(trainer)
+            rates = self._shape(trainer, pl_module, setup)
             if self.row is not None:
-                self._replace(pl_module, setup)
-                _check_checkpoint(loaded_optimizer_states(trainer), setup.optimizers[0], self)
-            if self.schedule != "keep":
-                self._schedule(trainer, pl_module, setup)
+                check_checkpoint(resumed, setup.optimizers[0], repr(self))
+            if self.finds_lr and resumed:
+                self.say("the learning rate is the checkpoint's; no range test.")
+            elif self.finds_lr:
+                at_loader_door(trainer, undo, on_start=lambda: self._find_rate(trainer, pl_module, rates))
             self._fuse(trainer, pl_module, setup)
+            if alone:
+                evaluation.adopt(trainer, setup.optimizers, undo)
 
-        self.undo(trainer).push(at_optimizer_door(trainer, guest, order=0 if self.essential else 1))
+        undo.push(at_optimizer_door(trainer, guest, order=0 if self.essential else 1))
 
-    def _check_alone(self, trainer: Any) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's hook, after the optimizers exist and before their state is restored: the training weights."""
+        if self._evaluation is not None:
+            self._evaluation.start(pl_module, self.undo(trainer))
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: add what training goes on from to this callback's state."""
+        if self._evaluation is not None and self._evaluation.active:
+            checkpoint.setdefault("callbacks", {})[self.state_key] = self._evaluation.state()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: take what a factory, of whatever arguments, has saved."""
+        if self._evaluation is None or str(getattr(trainer.state.fn, "value", trainer.state.fn)) != "fit":
+            return
+        states = checkpoint.get("callbacks", {})
+        saved = [state for key, state in states.items() if key.startswith(type(self).__qualname__)]
+        saved = [state for state in saved if "training_weights" in state]
+        self._evaluation.load(states.get(self.state_key, next(iter(saved), None)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_evaluation": None}
+
+    def _check_alone(self, trainer: Any) -> bool:
+        """Whether no other factory has a say in this fit's evaluation weights."""
         others = [c for c in trainer.callbacks if isinstance(c, OptimizerFactory) and c.essential]
         others = [other for other in others if not same_callback(other, self)]
         if self.essential and others:
             raise MisconfigurationException(
                 f"{self!r} and {others[0]!r} both change the optimizer of one run; keep one of the two."
             )
+        return not others
 
     def _check_reach(self, trainer: Any, pl_module: Any) -> None:
-        asked = f"OptimizerFactory({self._arguments['optimizer']!r})"
-        for name in ("FSDPStrategy", "ModelParallelStrategy"):
-            if is_a(trainer.strategy, name):
-                raise MisconfigurationException(
-                    f"{asked} cannot choose parameter groups under {name}, which re-creates the parameters; use DDP or a "
-                    "single device, or OptimizerFactory() to keep the module's own optimizer."
-                )
+        if self.row is None and not self.finds_lr:
+            return
+        asked = f"OptimizerFactory({self._arguments['optimizer']!r})" if self.row is not None else "lr='auto'"
+        if _is_sharded(trainer) and self._arguments["optimizer"] != "auto":
+            raise MisconfigurationException(
+                f"{asked} cannot choose parameter groups or rates under {type(trainer.strategy).__name__}, which re-creates "
+                "the parameters; use DDP or a single device, or OptimizerFactory() to keep the module's own optimizer."
+            )
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
-                f"{asked} cannot replace the optimizers of {type(pl_module).__name__}, which steps them by hand "
-                "(automatic_optimization=False) and relies on their number and kind; use OptimizerFactory() to keep them "
-                "and only make their steps fused."
+                f"{asked} cannot replace the optimizers of {type(pl_module).__name__}, or their rates: it steps them by "
+                "hand (automatic_optimization=False) and relies on their number and kind; use OptimizerFactory() to keep "
+                "them and only make their steps fused."
             )
 
-    def _replace(self, pl_module: Any, setup: OptimizerSetup) -> None:
+    def _shape(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> RunRates:
+        """Replace what is to be replaced in ``setup``."""
+        groups, schedule = None, self.schedule
+        if self.row is not None:
+            replacement = self._replacement(trainer)
+            schedule = replacement.schedule
+            groups = replacement.apply(pl_module, setup, self.say)
+        rates = RunRates(setup, groups)
+        if schedule not in ("keep", "none"):
+            if not pl_module.automatic_optimization:
+                raise MisconfigurationException(
+                    f"schedule={self.schedule!r} cannot be stepped for {type(pl_module).__name__}, which steps its "
+                    "optimizers and schedulers by hand (automatic_optimization=False); use schedule='keep'."
+                )
+            rates.schedule(trainer, setup, schedule, self.warmup, self.say)
+        return rates
+
+    def _replacement(self, trainer: Any) -> Replacement:
         assert self.row is not None
-        old = setup.optimizers[0]
-        if not reference_lr(old) > 0:
-            raise MisconfigurationException(
-                f"{type(old).__name__} of {type(pl_module).__name__} has learning rate {reference_lr(old)}: the module sets "
-                "it itself, and no ratio can be carried over; use OptimizerFactory() to keep the optimizer."
-            )
-        default = self.row.defaults.get("lr")
-        lr = self.lr if self.lr is not None else float(default if isinstance(default, (int, float)) else 1e-3)
-        decay = self.weight_decay
-        if decay is None and isinstance(self.row.defaults.get("weight_decay"), (int, float)):
-            decay = float(self.row.defaults["weight_decay"])  # type: ignore[arg-type]
-        keep_groups = self.schedule == "keep" and bool(setup.schedulers)
-        if keep_groups:
+        row, schedule, options, infer = self.row, self.schedule, self.options, True
+        if _is_sharded(trainer):
             if self.groups:
                 raise MisconfigurationException(
-                    f"groups={self.groups!r} cannot change the groups to which the module's own scheduler is bound; pass a "
-                    "schedule of ours (such as schedule='warmup_cosine'), or leave groups out."
+                    f"groups={self.groups!r} cannot be told apart under {type(trainer.strategy).__name__}, which re-creates "
+                    "the parameters; use DDP or a single device, or leave groups out."
                 )
-            groups = groups_like(old, lr=lr, weight_decay=decay)
-        else:
-            groups = _inferred(pl_module, old, lr=lr, weight_decay=decay, patterns=self.groups)
-        new = build(self.row.name, groups, lr=lr, weight_decay=decay, options=self.options)
-        if self.schedule == "keep":
-            for config in setup.schedulers:
-                reason = cannot_rebind(config.scheduler, new)
-                if reason is not None:
-                    raise MisconfigurationException(
-                        f"schedule='keep' cannot move the module's scheduler: {reason}. Pass one of our schedules, such as "
-                        "schedule='one_cycle', or an optimizer of the same kind."
-                    )
-                rebind(config.scheduler, old, new)
-        else:
-            setup.schedulers.clear()
-        setup.optimizers[0] = new
-        kept = "; the module's groups and scheduler were kept" if keep_groups else ""
-        self.say(
-            f"{type(old).__name__} (lr {reference_lr(old):g}) replaced by {self.row.name} (lr {lr:g}"
-            f"{', the default' if self.lr is None else ''}){kept}.\n{describe_groups(new.param_groups)}"
-        )
-
-    def _schedule(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> None:
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                f"schedule={self.schedule!r} cannot be stepped for {type(pl_module).__name__}, which steps its optimizers "
-                "and schedulers by hand (automatic_optimization=False); use schedule='keep'."
+            known = 0 < trainer.estimated_stepping_batches < float("inf")
+            row, schedule, options, infer = (
+                get_optimizer(_FALLBACK),
+                "warmup_linear" if known else "constant",
+                {},
+                False,
             )
-        total = trainer.estimated_stepping_batches
-        factor = make_factor(self.schedule, total, self.warmup)
-        optimizer = setup.optimizers[0]
-        _forget_schedulers(optimizer, [config.scheduler for config in setup.schedulers])
-        replaced = ", ".join(type(config.scheduler).__name__ for config in setup.schedulers)
-        setup.schedulers[:] = [scheduler_config(trainer, LambdaLR(optimizer, factor))]
-        warmup = ""
-        if get_schedule(self.schedule).needs_total:
-            warmup = f" over {total} optimizer steps, {resolve_warmup(self.warmup, int(total))} of them warm-up"
-        instead = f" in place of the module's {replaced}" if replaced else ""
-        self.say(f"schedule {self.schedule}{warmup}{instead}.")
+            self.say(
+                f"{type(trainer.strategy).__name__} keeps parameters in shards, whose weights cannot be exchanged for "
+                f"evaluation: {row.name} with schedule {schedule} over the module's own groups instead of {_AUTO}."
+            )
+        elif averages(row):
+            schedule = "none"
+            total = trainer.estimated_stepping_batches
+            if "warmup_steps" not in options:
+                known = 0 < total < float("inf")
+                steps = resolve_warmup(self.warmup, int(total)) if known else self.warmup
+                options = {**options, "warmup_steps": steps if isinstance(steps, int) else _WARMUP_STEPS}
+                self.say(f"{row.name}: a warm-up of {options['warmup_steps']} optimizer steps, no schedule.")
+        lr = self.lr if row is self.row else None
+        return Replacement(row, lr, self.weight_decay, schedule, self.groups, options, infer)
+
+    def _find_rate(self, trainer: Any, pl_module: Any, rates: RunRates) -> None:
+        """Run the range test after the last ``on_train_start`` hook, but not in a trial run of Lightning's finders."""
+        if self not in trainer.callbacks:
+            return
+        lr = find_rate(trainer, pl_module, rates.peaks, self.say)
+        if lr is not None:
+            rates.set(lr)
 
     def _fuse(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> None:
         sparse = sparse_gradient_parameters(pl_module)
@@ -210,64 +276,5 @@ class OptimizerFactory(PerfCallback):
                 self.say(f"{name} is left as it is: {outcome.reason}.")
 
 
-def _forget_schedulers(optimizer: Optimizer, schedulers: list[Any]) -> None:
-    """Put the peaks back that schedulers have scaled, and the momenta that they cycle."""
-    cycled = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
-    for group in optimizer.param_groups:
-        group["lr"] = _initial(group)
-        for key in ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"):
-            group.pop(key, None)
-        for key in ("betas", "momentum"):
-            if cycled and key in group:
-                group[key] = optimizer.defaults[key]
-
-
-def _check_checkpoint(states: list[Any], new: Optimizer, factory: OptimizerFactory) -> None:
-    """A checkpoint of another optimizer cannot be resumed: say so before torch fails in its own words."""
-    if not states:
-        return
-    saved = states[0]["param_groups"]
-    ours = [len(group["params"]) for group in new.param_groups]
-    theirs = [len(group["params"]) for group in saved]
-    missing = sorted(set(new.defaults) - set(saved[0]))
-    if ours != theirs or missing:
-        what = f"lacks {', '.join(missing)}" if missing else f"has groups of {theirs} parameters, not {ours}"
-        raise MisconfigurationException(
-            f"{factory!r} cannot resume this checkpoint: its optimizer is another one ({what}). Start a new run from its "
-            "weights (load_from_checkpoint), or resume without the factory."
-        )
-
-
-def _check(optimizer: str | None, settings: Mapping[str, object]) -> None:
-    given = [name for name, value in settings.items() if value is not None]
-    if optimizer is None and given:
-        raise ValueError(
-            f"{', '.join(given)} cannot be set without an optimizer: OptimizerFactory() keeps the module's own. Name one, "
-            f"such as OptimizerFactory('adamw', {given[0]}=...)."
-        )
-
-
-def _inferred(
-    module: Any, old: Optimizer, *, lr: float, weight_decay: float | None, patterns: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Inferred groups over the parameters of ``old``, split further where the user's learning rates differ."""
-    peak = reference_lr(old)
-    ratio = {id(p): _initial(group) / peak for group in old.param_groups for p in group["params"]}
-    chosen = [p for group in old.param_groups for p in group["params"]]
-    split: list[dict[str, Any]] = []
-    for group in infer_groups(module, weight_decay=weight_decay or 0.0, groups=patterns, parameters=chosen):
-        ratios = sorted({ratio[id(p)] for p in group["params"]}, reverse=True)
-        for one in ratios:
-            members = [i for i, p in enumerate(group["params"]) if ratio[id(p)] == one]
-            part = dict(group)
-            part["params"] = [group["params"][i] for i in members]
-            part["param_names"] = [group["param_names"][i] for i in members]
-            part.setdefault("lr", lr * one)
-            if len(ratios) > 1:
-                part["name"] = f"{group['name']} (lr x{one:g})"
-            split.append(part)
-    return split
-
-
-def _initial(group: Mapping[str, Any]) -> float:
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+def _is_sharded(trainer: Any) -> bool:
+    return any(is_a(trainer.strategy, name) for name in ("FSDPStrategy", "ModelParallelStrategy"))

@@ -19,6 +19,8 @@ _NO_KERNEL = "torch has a fused step for Adam, AdamW, SGD and Adagrad only"
 def class_reason(optimizer: Optimizer) -> str | None:
     """Why the class of ``optimizer`` has no fused step of torch's own; None when it has."""
     name = type(optimizer).__name__
+    if type(optimizer).__module__.startswith(f"{__package__}."):
+        return f"{name}: its own step passes over memory once already"
     family = _family(optimizer)
     if family is None:
         return f"{name}: {_NO_KERNEL}"
@@ -94,14 +96,14 @@ def _parameter_reason(parameter: Tensor, family: type[Optimizer]) -> str | None:
         return f"has dtype {parameter.dtype}, in which torch's fused SGD is wrong on CPUs (pytorch#191763)"
     if getattr(parameter, "grad_dtype", parameter.dtype) != parameter.dtype:
         return f"has dtype {parameter.dtype}, but gradients of another"
-    if not _device_has_kernel(parameter.device.type, _KERNELS[family]):
+    if not device_has_kernel(parameter.device.type, _KERNELS[family]):
         return f"is on device {parameter.device}, for which torch has no {_KERNELS[family].strip('_')}"
     if torch.empty_like(parameter, device="meta").stride() != parameter.stride():
         return f"does not fill its memory without gaps (strides {parameter.stride()})"
     return None
 
 
-def _device_has_kernel(device: str, kernel: str) -> bool:
+def device_has_kernel(device: str, kernel: str) -> bool:
     # Private names of torch, asked because the answer differs by class and build; without them, the two devices that
     # torch documents for all of these classes.
     listed = getattr(_foreach_utils, "_get_fused_kernels_supported_devices", None)

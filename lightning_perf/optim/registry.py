@@ -1,205 +1,27 @@
-"""Optimizers by name: one row of data per optimizer, and the constructor that uses it.
-
-Every class of ``torch.optim`` that works with one ordinary call of ``step`` per batch is here, but two. LBFGS evaluates
-its closure many times per step, which gradient accumulation, mixed precision and logging inside the step do not survive.
-Muon takes matrices only and needs a second optimizer for the rest, which has to look like one. Variants of an
-algorithm (momentum, Nesterov, AMSGrad, decoupled decay) are options of its row, not rows.
-
-The update of ``sgd``, for gradient g with decay λ added to it, momentum μ and dampening τ, is::
-
-    b = g                     at the first step of a parameter,  b = μ b + (1 - τ) g  afterwards
-    θ = θ - lr b              with nesterov=True:  θ = θ - lr (g + μ b)
-
-so the learning rate scales the whole sum and may change from step to step without touching the momentum (Sutskever
-et al. put it inside).
-"""
+"""Optimizers by name: looking rows up, and building an optimizer from one."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-import importlib
 import inspect
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_perf.optim import long_tail
+from lightning_perf.optim.checks import check_number
+from lightning_perf.optim.rows import ROWS
+from lightning_perf.optim.rows import OptimizerRow as OptimizerRow
+
 _GROUP_KEYS = {"params", "name", "names", "param_names"}
 _SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 
-@dataclass(frozen=True)
-class OptimizerRow:
-    """One optimizer.
-
-    Attributes:
-        name: What the user writes.
-        path: Import path of the class.
-        description: One line.
-        source: Paper or upstream page.
-        defaults: Arguments that transfer between tasks, ``lr`` always among them; they replace those of the class.
-        state_bytes: Bytes of state per parameter in float32, with these defaults.
-        fused: Whether torch has a fused step for it.
-        lr_free: Whether it finds its learning rate by itself.
-        needs: What it needs from the run, in words.
-    """
-
-    name: str
-    path: str
-    description: str
-    source: str
-    defaults: Mapping[str, object]
-    state_bytes: float
-    fused: bool = False
-    lr_free: bool = False
-    needs: tuple[str, ...] = ()
-
-    @property
-    def class_name(self) -> str:
-        """The name of the class, such as ``AdamW``."""
-        return self.path.rpartition(".")[2]
-
-    def load(self) -> type[Optimizer]:
-        """The class itself.
-
-        Example::
-            >>> get_optimizer("adamw").load().__name__
-            'AdamW'
-        """
-        module, _, name = self.path.rpartition(".")
-        return getattr(importlib.import_module(module), name)
-
-
-_ROWS = {
-    row.name: row
-    for row in (
-        OptimizerRow(
-            "adadelta",
-            "torch.optim.Adadelta",
-            "steps scaled by the running size of earlier steps; little to tune",
-            "https://arxiv.org/abs/1212.5701",
-            {"lr": 1.0, "weight_decay": 0.0, "rho": 0.9},
-            state_bytes=8,
-        ),
-        OptimizerRow(
-            "adafactor",
-            "torch.optim.Adafactor",
-            "second moment of matrices kept as a row and a column; for memory, not speed (state depends on the shapes)",
-            "https://arxiv.org/abs/1804.04235",
-            {"lr": 1e-2, "weight_decay": 0.0},
-            state_bytes=0.36,
-        ),
-        OptimizerRow(
-            "adagrad",
-            "torch.optim.Adagrad",
-            "steps shrink with the sum of squared gradients; for sparse features",
-            "https://jmlr.org/papers/v12/duchi11a.html",
-            {"lr": 1e-2, "weight_decay": 0.0},
-            state_bytes=4,
-            fused=True,
-        ),
-        OptimizerRow(
-            "adam",
-            "torch.optim.Adam",
-            "first and second moment of the gradient; its weight decay is an L2 penalty",
-            "https://arxiv.org/abs/1412.6980",
-            {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)},
-            state_bytes=8,
-            fused=True,
-        ),
-        OptimizerRow(
-            "adamax",
-            "torch.optim.Adamax",
-            "Adam with the largest recent gradient in place of the second moment",
-            "https://arxiv.org/abs/1412.6980",
-            {"lr": 2e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)},
-            state_bytes=8,
-        ),
-        OptimizerRow(
-            "adamw",
-            "torch.optim.AdamW",
-            "Adam with decoupled weight decay; the usual choice",
-            "https://arxiv.org/abs/1711.05101",
-            {"lr": 1e-3, "weight_decay": 1e-2, "betas": (0.9, 0.999)},
-            state_bytes=8,
-            fused=True,
-        ),
-        OptimizerRow(
-            "asgd",
-            "torch.optim.ASGD",
-            "SGD that also keeps the average of the weights in its state (the module keeps the last ones)",
-            "https://doi.org/10.1137/0330046",
-            {"lr": 1e-2, "weight_decay": 0.0},
-            state_bytes=4,
-        ),
-        OptimizerRow(
-            "nadam",
-            "torch.optim.NAdam",
-            "Adam with Nesterov momentum",
-            "https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
-            {"lr": 2e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)},
-            state_bytes=8,
-        ),
-        OptimizerRow(
-            "nadamw",
-            "torch.optim.NAdam",
-            "NAdam with decoupled weight decay, at the settings of the AlgoPerf baseline; wants warmup_cosine",
-            "https://arxiv.org/abs/2306.07179",
-            {"lr": 1.9e-3, "weight_decay": 0.081, "betas": (0.909, 0.9989), "decoupled_weight_decay": True},
-            state_bytes=8,
-        ),
-        OptimizerRow(
-            "radam",
-            "torch.optim.RAdam",
-            "Adam that warms itself up by rectifying its early steps",
-            "https://arxiv.org/abs/1908.03265",
-            {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.999)},
-            state_bytes=8,
-        ),
-        OptimizerRow(
-            "rmsprop",
-            "torch.optim.RMSprop",
-            "gradient over the root of its mean square; for recurrent networks and reinforcement learning",
-            "https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
-            {"lr": 1e-3, "weight_decay": 0.0, "alpha": 0.99},
-            state_bytes=4,
-        ),
-        OptimizerRow(
-            "rprop",
-            "torch.optim.Rprop",
-            "step sizes from the sign of the gradient alone",
-            "https://doi.org/10.1109/ICNN.1993.298623",
-            {"lr": 1e-2},
-            state_bytes=8,
-            needs=("gradients of the full data set in every step",),
-        ),
-        OptimizerRow(
-            "sgd",
-            "torch.optim.SGD",
-            "gradient descent with momentum; options nesterov, dampening",
-            "https://proceedings.mlr.press/v28/sutskever13.html",
-            {"lr": 5e-2, "weight_decay": 5e-4, "momentum": 0.9},
-            state_bytes=4,
-            fused=True,
-        ),
-        OptimizerRow(
-            "sparse_adam",
-            "torch.optim.SparseAdam",
-            "Adam that updates only the rows which got a gradient",
-            "https://docs.pytorch.org/docs/stable/generated/torch.optim.SparseAdam.html",
-            {"lr": 1e-3, "betas": (0.9, 0.999)},
-            state_bytes=8,
-            needs=("sparse gradients on every parameter, such as those of nn.Embedding(sparse=True)",),
-        ),
-    )
-}
 # The first row of a class is the one its own name stands for.
-_BY_CLASS = {row.class_name: row for row in reversed(_ROWS.values())}
+_BY_CLASS = {row.class_name: row for row in reversed(ROWS.values())}
 
 
 def list_optimizers(pattern: str = "*") -> list[OptimizerRow]:
@@ -210,16 +32,18 @@ def list_optimizers(pattern: str = "*") -> list[OptimizerRow]:
 
     Example::
         >>> [row.name for row in list_optimizers("*adamw")]
-        ['adamw', 'nadamw']
+        ['adamw', 'nadamw', 'schedule_free_adamw']
     """
-    rows = [row for row in _ROWS.values() if any(fnmatch.fnmatchcase(n, pattern) for n in (row.name, row.class_name))]
+    rows = [row for row in ROWS.values() if any(fnmatch.fnmatchcase(n, pattern) for n in (row.name, row.class_name))]
     if not rows:
-        raise ValueError(f"No optimizer matches {pattern!r}; known are {', '.join(sorted(_ROWS))}.")
+        raise ValueError(f"No optimizer matches {pattern!r}; known are {', '.join(sorted(ROWS))}.")
     return sorted(rows, key=lambda row: row.name)
 
 
 def get_optimizer(name: str) -> OptimizerRow:
     """The optimizer called ``name``, which may also be the name of its class (``AdamW``).
+
+    A name that is not ours is looked up in the optional library pytorch_optimizer, where that is installed.
 
     Raises:
         ValueError: unknown name; lists the known ones and names the closest.
@@ -228,11 +52,18 @@ def get_optimizer(name: str) -> OptimizerRow:
         >>> get_optimizer("AdamW").name
         'adamw'
     """
-    row = _ROWS.get(name) or _BY_CLASS.get(name)
+    row = ROWS.get(name) or _BY_CLASS.get(name)
+    if row is not None:
+        return row
+    more = ""
+    try:
+        row = long_tail.find(str(name))
+    except ImportError as error:
+        more = f" For the names of another library: {error}."
     if row is None:
-        close = difflib.get_close_matches(str(name).lower(), _ROWS, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(str(name).lower(), ROWS, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"Unknown optimizer {name!r}; known are {', '.join(sorted(_ROWS))}.{hint}")
+        raise ValueError(f"Unknown optimizer {name!r}; known are {', '.join(sorted(ROWS))}.{hint}{more}")
     return row
 
 
@@ -271,7 +102,7 @@ def build(
     cls = row.load()
     arguments = {**row.defaults, **_checked_options(row, cls, options or {})}
     if lr is not None:
-        _check_number("lr", lr, above_zero=True)
+        check_number("lr", lr, above_zero=True)
         arguments["lr"] = lr
     decays = "weight_decay" in _arguments_of(cls)
     if weight_decay is not None:
@@ -287,7 +118,8 @@ def build(
 
 
 def _arguments_of(cls: type[Optimizer]) -> list[str]:
-    return [name for name in inspect.signature(cls).parameters if name != "params"]
+    parameters = inspect.signature(cls).parameters.values()
+    return [each.name for each in parameters if each.name != "params" and each.kind is not each.VAR_KEYWORD]
 
 
 def _checked_options(row: OptimizerRow, cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +144,7 @@ def _checked_group(
             del checked["weight_decay"]
     if "lr" in checked and not isinstance(checked["lr"], Tensor):
         # A scheduler that has been moved here may stand at zero.
-        _check_number(f"lr of {where}", checked["lr"], above_zero=False)
+        check_number(f"lr of {where}", checked["lr"])
     unknown = set(checked) - set(_arguments_of(cls)) - _GROUP_KEYS - _SCHEDULER_KEYS
     if unknown:
         raise ValueError(
@@ -325,15 +157,8 @@ def _checked_group(
 
 
 def _check_decay(row: OptimizerRow, value: Any, decays: bool, what: str) -> None:
-    _check_number(what, value, above_zero=False)
+    check_number(what, value)
     if value != 0 and not decays:
         raise ValueError(
             f"{what}={value!r}: {row.class_name} has no weight decay; leave it out or use another optimizer."
         )
-
-
-def _check_number(what: str, value: Any, *, above_zero: bool) -> None:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        rule, example = ("above 0", "1e-3") if above_zero else ("of at least 0", "0.01")
-        raise ValueError(f"{what}={value!r} must be a finite number {rule}; give one, such as {example}.")

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ def check(row: Row, folder: Path) -> dict[str, Any]:
     return result
 
 
-def check_resume(folder: Path) -> dict[str, Any]:
+def check_resume(folder: Path, make_levers: Callable[[], list[Any]] = lp.lossless) -> dict[str, Any]:
     """ExactResume keeps the state of every rank: dropout differs between ranks, so one state would not do."""
 
     def callbacks(where: str) -> list[Any]:
         saver = ns.callbacks.ModelCheckpoint(folder / where, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-        return [*lp.lossless(), saver]
+        return [*make_levers(), saver]
 
     whole = fit(callbacks("a"), folder, enable_checkpointing=True, max_epochs=3)
     torch.manual_seed(99)
@@ -94,7 +95,10 @@ def main(out: str) -> None:
     folder = Path(out).parent
     results: dict[str, Any] = {}
     cases = {row.name: lambda row=row: check(row, folder) for row in ROWS}
-    cases["resume"] = lambda: check_resume(folder)
+    cases["resume"] = lambda: check_resume(folder / "plain")
+    cases["resume_averaged"] = lambda: check_resume(
+        folder / "averaged", lambda: [lp.OptimizerFactory("adamw", ema=0.9), lp.ExactResume()]
+    )
     cases["two_optimizers"] = lambda: {"equal_ranks": ranks_are_equal(fit(lp.lossless(), folder, "two_optimizers"))}
     cases["slowest_rank"] = lambda: check_slowest_rank(folder)
     for name, case in cases.items():

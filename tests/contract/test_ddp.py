@@ -79,6 +79,11 @@ def test_the_profiler_names_the_slowest_rank(results: dict[str, Any]) -> None:
     assert results["slowest_rank"]["steps"] == 9
 
 
+def test_resume_with_averaged_weights(results: dict[str, Any]) -> None:
+    """The training weights and the moving average come back on both ranks."""
+    assert results["resume_averaged"] == {"difference": 0.0, "equal_ranks": True}
+
+
 def test_two_optimizers(results: dict[str, Any]) -> None:
     """Manual optimization with two optimizers under all of ``lossless()``."""
     assert results["two_optimizers"] == {"equal_ranks": True}

@@ -41,7 +41,8 @@ def test_every_torch_optimizer_but_two_is_there() -> None:
     exported = {
         getattr(torch.optim, name) for name in torch.optim.__all__ if inspect.isclass(getattr(torch.optim, name))
     }
-    assert exported - {Optimizer, LBFGS, Muon} == {row.load() for row in ROWS}
+    classes = {row.load() for row in ROWS}
+    assert exported - {Optimizer, LBFGS, Muon} == {cls for cls in classes if cls.__module__.startswith("torch.")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,16 +58,18 @@ def test_row_is_true(name: str) -> None:
     assert loss_of(module, name).item() < before
     state = [value for value in optimizer.state[module.get_parameter("weight")].values() if torch.is_tensor(value)]
     held = sum(value.numel() * value.element_size() for value in state if value.numel() > 1) / 256
-    if name != "adafactor":  # its state depends on the shapes
+    if name == "soap":  # the matrices of both sides come on top
+        assert held == row.state_bytes + 8 * 2
+    elif name != "adafactor":  # its state depends on the shapes
         assert held == row.state_bytes
-    assert held < 9
     assert (why_not_fused(optimizer) is None) == row.fused
     again = build(name, module.parameters())
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert row.defaults["lr"] == optimizer.param_groups[0]["lr"]
     assert set(row.defaults) <= set(optimizer.defaults)
     assert row.source.startswith("https://")
-    assert not row.lr_free
+    assert row.lr_free == (name == "prodigy")
+    assert row.lr_free <= (row.defaults["lr"] == 1.0)
 
 
 def test_names_of_classes_are_accepted() -> None:
@@ -91,8 +94,8 @@ def test_patterns() -> None:
         "adamw",
     ]
     assert sorted(NAMES) == NAMES
-    with pytest.raises(ValueError, match=r"'lion\*'; known are adadelta, .*sparse_adam"):
-        list_optimizers("lion*")
+    with pytest.raises(ValueError, match=r"'tiger\*'; known are adadelta, .*sparse_adam"):
+        list_optimizers("tiger*")
 
 
 def test_unknown_name_lists_the_known_and_the_closest() -> None:
