@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("self_log", "optimizer_step", "small_step", "demos", "image_recipe", "readme")
+NAMES = ("self_log", "optimizer_step", "optimizer_zoo", "small_step", "demos", "image_recipe", "readme")
 
 
 def main() -> None:

@@ -43,6 +43,23 @@ ROWS = (
         {"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "nadam", "weight_decay": 0.1}},
         refuses=("manual", "two_optimizers", "raw_step"),
     ),
+    Row(
+        "OptimizerFactory-muon",
+        lambda: lp.OptimizerFactory("muon", schedule="warmup_linear"),
+        None,
+        {
+            "class_path": "lightning_perf.OptimizerFactory",
+            "init_args": {"optimizer": "muon", "schedule": "warmup_linear"},
+        },
+        refuses=("manual", "two_optimizers", "raw_step"),
+    ),
+    Row(
+        "OptimizerFactory-schedule_free_adamw",
+        lambda: lp.OptimizerFactory("schedule_free_adamw"),
+        None,
+        {"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "schedule_free_adamw"}},
+        refuses=("manual", "two_optimizers", "raw_step"),
+    ),
     Row("FastLogging", lp.FastLogging, "bitwise", {"class_path": "lightning_perf.FastLogging"}),
     Row("ChannelsLast", lp.ChannelsLast, "rounding", {"class_path": "lightning_perf.ChannelsLast"}),
     Row("MallocTuning", lp.MallocTuning, "bitwise", {"class_path": "lightning_perf.MallocTuning"}),
