@@ -9,6 +9,7 @@ NAMES = (
     "self_log",
     "profiler_overhead",
     "optimizer_step",
+    "optimizer_zoo",
     "small_step",
     "demos",
     "image_recipe",

@@ -20,7 +20,7 @@ def class_reason(optimizer: Optimizer) -> str | None:
     """Why the class of ``optimizer`` has no fused step of torch's own; None when it has."""
     name = type(optimizer).__name__
     if type(optimizer).__module__.startswith(f"{__package__}."):
-        return f"{name}: its own step passes over memory once already"
+        return f"{name}: it has a step of its own, which needs no fused kernel"
     family = _family(optimizer)
     if family is None:
         return f"{name}: {_NO_KERNEL}"
