@@ -23,6 +23,7 @@ class PrivateName(NamedTuple):
 
 _CHECKPOINTS = "trainer.connectors.checkpoint_connector._CheckpointConnector"
 _RESULTS = "trainer.connectors.logger_connector.result._ResultCollection"
+_CONNECTOR = "trainer.connectors.logger_connector.logger_connector._LoggerConnector"
 _RESULT = "trainer.connectors.logger_connector.result._ResultMetric"
 
 PRIVATE_NAMES = (
@@ -45,6 +46,14 @@ PRIVATE_NAMES = (
     PrivateName(_RESULTS, "log", ("self", "fx", "name", "value"), "FastLogging"),
     PrivateName(_RESULTS, "metrics", ("self", "on_step"), "FastLogging"),
     PrivateName(_RESULT, "update", None, "FastLogging"),
+    PrivateName(_CONNECTOR, "on_batch_end", ("self",), "ThroughputProfiler"),
+    PrivateName(_CONNECTOR, "update_train_step_metrics", ("self",), "ThroughputProfiler"),
+    PrivateName(_CONNECTOR, "update_train_epoch_metrics", ("self",), "ThroughputProfiler"),
+    PrivateName(_CONNECTOR, "on_epoch_end", ("self",), "ThroughputProfiler"),
+    PrivateName(_CONNECTOR, "log_metrics", ("self", "metrics", "step"), "ThroughputProfiler"),
+    PrivateName("loops.training_epoch_loop._TrainingEpochLoop", "on_run_start", ("self",), "ThroughputProfiler"),
+    PrivateName("loops.training_epoch_loop._TrainingEpochLoop", "_on_before_fetch", ("self",), "ThroughputProfiler"),
+    PrivateName("loops.evaluation_loop._EvaluationLoop", "run", ("self",), "ThroughputProfiler"),
     PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
 )
 

