@@ -97,7 +97,7 @@ class PhaseClock:
 
     Example::
 
-        >>> ticks = iter([0.0, 1.0, 3.0, 4.0, 6.0])
+        >>> ticks = iter([0.0, 1.0, 3.0, 4.0, 6.0, 6.0])
         >>> clock = PhaseClock(clock=lambda: next(ticks))
         >>> clock.start("run_training_batch"); clock.start("[Strategy]S.training_step")
         >>> clock.stop("[Strategy]S.training_step"); clock.stop("run_training_batch")

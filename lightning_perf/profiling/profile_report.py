@@ -15,7 +15,7 @@ from lightning_perf.report import Plot, Quantity, Report, Run, Section, Series
 
 VARIANT = "this run"
 _MOST_MODULES = 20
-_INTENSITIES = tuple(2.0**power for power in range(-4, 13))
+_INTENSITIES = (2.0**-4, 2.0**12)
 QUANTITIES = (
     Quantity("samples_per_second", "speed", "samples/s", better="higher", digits=1),
     Quantity("tokens_per_second", "tokens", "tokens/s", better="higher", digits=0),
@@ -112,7 +112,7 @@ def _timeline(spans: Sequence[Span]) -> Plot:
         rows = sorted({span.depth for span in spans if span.phase == name})
         for row in rows:
             points = [(1e3 * span.start, 1e3 * span.stop) for span in spans if span.phase == name and span.depth == row]
-            series.append(Series(name if row == rows[0] else "", points, kind="spans", row=row))
+            series.append(Series(name, points, kind="spans", row=row))
     return Plot("Timeline of a few steps: what is nested lies below what holds it", series, x="ms")
 
 
@@ -178,8 +178,9 @@ def roofline_section(
     if used.why is not None:
         sentences.append(f"{used.why[0].upper()}{used.why[1:]}.")
     series = [
-        Series(dtype, [(x, y) for x in _INTENSITIES if (y := roofline.attainable(x, dtype)) is not None])
+        Series(dtype, [(x, roofline.attainable(x, dtype) or 0.0) for x in (_INTENSITIES[0], ridge, _INTENSITIES[1])])
         for dtype in roofline.peaks
+        if (ridge := roofline.ridge(dtype)) is not None
     ]
     if count is not None and count.intensity and count.model:
         series.append(Series("this step", [(count.intensity, count.model / seconds_per_step)], kind="points"))

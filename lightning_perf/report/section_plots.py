@@ -37,8 +37,12 @@ def _plot(figure: Any, plot: Plot, name: str) -> str:
     rows = len(bars) or 1 + max((one.row for one in spans), default=-1)
     canvas = figure(figsize=(5.6, max(3.4, 0.6 + 0.3 * rows)), layout="constrained")
     axes = canvas.add_subplot()
+    colours = {name: number for number, name in enumerate(dict.fromkeys(one.name for one in plot.series))}
+    labelled: set[str] = set()
     for number, one in enumerate(plot.series):
-        _series(axes, one, series_colour(number), number)
+        label = None if one.name in labelled else one.name
+        labelled.add(one.name)
+        _series(axes, one, series_colour(colours[one.name]), number, label)
     if bars:
         axes.set_yticks(range(len(bars)), [one.name for one in bars], parse_math=False)
         axes.invert_yaxis()
@@ -58,10 +62,11 @@ def _plot(figure: Any, plot: Plot, name: str) -> str:
     return as_svg(canvas, name)
 
 
-def _series(axes: Any, one: Series, colour: str, number: int) -> None:
+def _series(axes: Any, one: Series, colour: str, number: int, name: str | None) -> None:
+    label = None if name is None else _label(name)
     if one.kind == "spans":
         widths = [(start, stop - start) for start, stop in one.points]
-        axes.broken_barh(widths, (one.row - 0.4, 0.8), facecolors=colour, label=_label(one.name))
+        axes.broken_barh(widths, (one.row - 0.4, 0.8), facecolors=colour, label=label)
     elif one.kind == "bar":
         axes.barh(number, one.points[0][1], color=colour, height=0.7)
         axes.annotate(
@@ -74,9 +79,9 @@ def _series(axes: Any, one: Series, colour: str, number: int) -> None:
         )
         axes.margins(x=0.15)
     elif one.kind == "points":
-        axes.plot(*zip(*one.points, strict=True), color=colour, marker="o", linestyle="", label=_label(one.name))
+        axes.plot(*zip(*one.points, strict=True), color=colour, marker="o", linestyle="", label=label)
     elif one.points:
-        axes.plot(*zip(*one.points, strict=True), color=colour, linewidth=1.6, label=_label(one.name))
+        axes.plot(*zip(*one.points, strict=True), color=colour, linewidth=1.6, label=label)
 
 
 def _label(name: str) -> str:
