@@ -5,7 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ("self_log", "optimizer_step", "small_step", "demos", "image_recipe", "readme")
+NAMES = (
+    "self_log",
+    "optimizer_step",
+    "small_step",
+    "demos",
+    "image_recipe",
+    "averaged_weights",
+    "range_test",
+    "readme",
+)
 
 
 def main() -> None:
