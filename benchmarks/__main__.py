@@ -7,12 +7,17 @@ import sys
 
 NAMES = (
     "self_log",
+    "profiler_overhead",
     "optimizer_step",
+    "optimizer_zoo",
     "small_step",
     "demos",
     "image_recipe",
+    "language_recipe",
     "averaged_weights",
     "range_test",
+    "advice",
+    "wild_table",
     "readme",
 )
 

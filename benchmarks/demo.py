@@ -1,6 +1,6 @@
 """``make demo``: the image recipe as plain Lightning and with our callbacks, 3 paired seeds, under 6 minutes.
 
-Prints one before/after table and writes ``demo_report/report.json`` and ``demo_report/report.html``.
+Prints one before/after table and where the time goes in both; writes ``demo_report/report.json`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def main() -> None:
         overrides=overrides,
         title="image recipe: plain Lightning vs with our callbacks",
         quiet=True,
+        phases=True,
     )
     print(report.table())
     for line in dict.fromkeys(note for run in report.runs_of("fast") for note in run.notes):

@@ -44,14 +44,14 @@ def publish(report: Report, name: str, goals: list[Goal]) -> None:
     print(f"raw samples: benchmarks/results/{name}.json")
 
 
-def quiet_trainer(callbacks: list[Any]) -> pl.Trainer:
-    """One epoch on the CPU, with nothing of the Trainer's beside the training itself."""
-    return pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
+def quiet_trainer(callbacks: list[Any], **arguments: Any) -> pl.Trainer:
+    """One epoch on the CPU, with nothing of the Trainer's beside the training itself but ``arguments``."""
+    settings: dict[str, Any] = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**(settings | arguments), callbacks=callbacks)

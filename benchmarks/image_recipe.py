@@ -14,10 +14,10 @@ from benchmarks.goals import Goal, publish
 from lightning_perf.cli.compare_command import compare_configs
 from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 
-PAIRS = 4
+PAIRS = 8
 RECIPE = Path("recipes/image_classification")
 OVERRIDES = (
-    "--trainer.limit_train_batches=30",
+    "--trainer.limit_train_batches=60",
     "--trainer.limit_val_batches=2",
     "--trainer.max_epochs=1",
     "--trainer.enable_progress_bar=false",

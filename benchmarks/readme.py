@@ -27,6 +27,14 @@ ROWS = (
         ">= 1.3x",
     ),
     ("image recipe: `fast.yaml`", "image_recipe", "samples_per_second", "fast", ">= 1.9x"),
+    (
+        "language model recipe (0.84M, 32 x 128 bytes): `lossless.yaml`",
+        "language_recipe",
+        "samples_per_second",
+        "lossless",
+        "none set",
+    ),
+    ("language model recipe: `fast.yaml`", "language_recipe", "samples_per_second", "fast", "none set"),
     ("MLP, 1 ms of compute a step, 5 logs: `lossless()`", "small_step", "samples_per_second", "lossless()", ">= 2x"),
     (
         "Lightning's demo transformer: `lossless()`",
@@ -98,6 +106,30 @@ def self_log_rows() -> list[str]:
     ]
 
 
+def profiler_rows() -> list[str]:
+    """What a profile costs per step, and how far its expectations are off."""
+    rows = []
+    path = RESULTS / "profiler_overhead.json"
+    if path.exists():
+        data = json.loads(path.read_text(encoding="utf-8"))
+        for one in data["rows"]:
+            cost, ratio = one["cost_microseconds"], one["ratio"]
+            rows.append(
+                f"| `ThroughputProfiler()`, step of {one['step_microseconds'] / 1e3:.1f} ms | **{cost[0]:+.1f} us a step** "
+                f"[{cost[1]:+.1f}, {cost[2]:+.1f}], {ratio[0] - 1:+.1%} | not measured | bit-identical (tests) | "
+                f"{data['goals'][one['name']]} | vs no profiler ([raw](benchmarks/results/profiler_overhead.json)) |"
+            )
+    path = RESULTS / "advice.json"
+    if path.exists():
+        data = json.loads(path.read_text(encoding="utf-8"))
+        tried = [one for one in data["rows"] if one["real"] is not None]
+        rows.append(
+            f"| advice of `ThroughputProfiler`: expected vs real gain | **median error {data['median_error']:.0%}** | | | "
+            f"published | {len(tried)} levers ([raw](benchmarks/results/advice.json)) |"
+        )
+    return rows
+
+
 def machine() -> str:
     """The machine on which the newest result was taken."""
     path = RESULTS / "image_recipe.json"
@@ -115,7 +147,7 @@ def machine() -> str:
 def main() -> None:
     """Replace what stands between the two marks."""
     head = "| what | speed | peak memory | metric | goal | baseline and samples |\n|---|---|---|---|---|---|\n"
-    table = head + "\n".join([*(row(*one) for one in ROWS), *self_log_rows()]) + "\n\n" + machine()
+    table = head + "\n".join([*(row(*one) for one in ROWS), *self_log_rows(), *profiler_rows()]) + "\n\n" + machine()
     before, rest = README.read_text(encoding="utf-8").split(START)
     after = rest.split(END, 1)[1]
     README.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")

@@ -20,6 +20,7 @@ FLOORS = {
     "measuring": 0,
     "report": 0,
     "optim": 1,
+    "profiling": 1,
     "host": 2,
     "speedups": 2,
 }
@@ -84,6 +85,8 @@ def test_imports_run_downwards(path: Path) -> None:
     [
         ("optim/schedules.py", "import lightning.pytorch"),
         ("report/html.py", "from lightning_perf.optim import build"),
+        ("profiling/phases.py", "from lightning_perf.profiling.callback_watch import listen"),
+        ("profiling/phases.py", "from lightning_perf.optim.fusable import class_reason"),
         ("optim/registry.py", "from lightning_perf.host import PerfCallback"),
         ("speedups/channels_last.py", "from lightning_perf.optim.callback import OptimizerFactory"),
         ("host/doors.py", "from lightning_perf.autopilot.compare import compare"),
@@ -126,9 +129,11 @@ def test_public_names() -> None:
         "MallocTuning",
         "OptimizerFactory",
         "Report",
+        "ThroughputProfiler",
         "compare",
         "list_optimizers",
         "lossless",
+        "measure_flops",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

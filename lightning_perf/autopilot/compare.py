@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from lightning_perf import measuring
 from lightning_perf.autopilot.stopwatch import Stopwatch, better
 from lightning_perf.host import is_a, seed_everything
+from lightning_perf.profiling.profile_report import comparison_section
 from lightning_perf.report import (
     FINAL_ACCURACY,
     FINAL_METRIC,
@@ -138,6 +139,9 @@ def measure(
     quantities += [_quality(found, mode), PEAK_MEMORY]
     baseline = [one.value("samples_per_second") for one in runs if one.variant == names[0]]
     speeds = [value for value in baseline if value is not None]
+    phases = comparison_section(
+        {name: [run.phases for run in runs if run.variant == name and run.phases] for name in names}
+    )
     notes = [contention.result.sentence()]
     if metric is None:
         notes.append(f"Metric: {found}, found by its name." if found else "No metric was named or found.")
@@ -148,6 +152,7 @@ def measure(
         quantities=quantities,
         configs=dict(configs or {}),
         notes=notes,
+        sections=() if phases is None else (phases,),
         resolution=measuring.resolution(speeds[0::2][: len(speeds) // 2], speeds[1::2]) if len(speeds) > 3 else None,
     )
 

@@ -26,6 +26,7 @@ def compare_configs(
     overrides: Sequence[str] = (),
     title: str | None = None,
     quiet: bool = False,
+    phases: bool = False,
 ) -> Report:
     """Fit LightningCLI configs side by side, each run in a fresh process; the first config is the baseline.
 
@@ -39,6 +40,7 @@ def compare_configs(
         overrides: further arguments for every run, such as ``--trainer.max_epochs=1``.
         title: heading of the report.
         quiet: keep the output of the runs to error messages.
+        phases: also show where a step's time goes, by a profiler beside every run.
 
     Raises:
         ValueError: fewer than two configs, one that does not exist, two of the same name, ``pairs < 1``.
@@ -59,6 +61,7 @@ def compare_configs(
                 "metric": metric,
                 "mode": mode,
                 "target": target,
+                "phases": phases,
                 "out": str(out),
             }
             command = [sys.executable, "-m", "lightning_perf.cli.worker", json.dumps(job)]
@@ -109,6 +112,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--metric", help="name that the module logs in validation")
     parser.add_argument("--mode", choices=("max", "min"), help="which direction of the metric is better")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first pair")
+    parser.add_argument("--phases", action="store_true", help="also show where a step's time goes")
     parser.add_argument("--html", help="write a self-contained page here")
     parser.add_argument("--json", help="write the report with raw samples here")
     parser.add_argument("--verbose", action="store_true", help="show the output of every run")
@@ -124,6 +128,7 @@ def run(args: Sequence[str]) -> int:
             seed=known.seed,
             overrides=overrides,
             quiet=not known.verbose,
+            phases=known.phases,
         )
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))

@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning_perf.autopilot.compare import monitored_metric
 from lightning_perf.autopilot.stopwatch import Stopwatch
-from lightning_perf.cli.main import PerfCLI, trainer_command
+from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
+from lightning_perf.profiling.callback import ThroughputProfiler
 
 
 class MeasuredCLI(PerfCLI):
@@ -24,19 +25,23 @@ class MeasuredCLI(PerfCLI):
         self.stopwatch = Stopwatch(
             self.job["metric"] or monitored_metric(trainer), self.job["mode"], self.job["target"]
         )
-        trainer.callbacks.insert(0, self.stopwatch)
+        self.profiler = ThroughputProfiler(flops=False, roofline=False) if self.job["phases"] else None
+        trainer.callbacks[:0] = [one for one in (self.stopwatch, self.profiler) if one is not None]
 
     def after_fit(self) -> None:
         """LightningCLI's hook: write the run and what the callbacks said."""
         trainer: Any = self.trainer
         run = asdict(self.stopwatch.run(self.job["variant"], self.job["seed"], self.job["position"]))
-        run["notes"] = [line for callback in trainer.callbacks for line in getattr(callback, "messages", ())]
+        others = [callback for callback in trainer.callbacks if callback is not self.profiler]
+        run["notes"] = [line for callback in others for line in getattr(callback, "messages", ())]
+        if self.profiler is not None and self.profiler.has_report:
+            run["phases"] = self.profiler.report.per_step()
         if trainer.is_global_zero:
             Path(self.job["out"]).write_text(json.dumps(run), encoding="utf-8")
 
 
 def main(argument: str) -> None:
-    """``argument`` is JSON: args, variant, seed, position, metric, mode, target, out."""
+    """``argument`` is JSON: args, variant, seed, position, metric, mode, target, phases, out."""
     MeasuredCLI.job = json.loads(argument)
     arguments = ["fit", *MeasuredCLI.job["args"], f"--seed_everything={MeasuredCLI.job['seed']}"]
     trainer_command(arguments, cli_class=MeasuredCLI, save_config_callback=None)

@@ -1,5 +1,6 @@
 """The only room that knows Lightning's internals: the doors into it, each with its undo."""
 
+from lightning_perf.host.batches import BatchMeter as BatchMeter
 from lightning_perf.host.batches import batch_size_of as batch_size_of
 from lightning_perf.host.batches import seed_everything as seed_everything
 from lightning_perf.host.callback import PerfCallback as PerfCallback

@@ -13,6 +13,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info  # pyright: ign
 from lightning_perf.host.doors import Undo, stand_at
 from lightning_perf.host.namespaces import DoorClosed
 
+#: Hooks that Lightning calls at every batch, one microsecond or two for each callback that has them.
+_BATCH_HOOKS = (
+    "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
+    *(f"on_{stage}_batch_{end}" for stage in ("train", "validation", "test", "predict") for end in ("start", "end")),
+)  # fmt: skip
+
 
 class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Base of the callbacks; accepted by both Trainers, alone or in a list, and by both LightningCLIs.
@@ -58,6 +64,7 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
         if first is not self:
             self.say("given twice with the same arguments; this one does nothing.")
             return
+        self._stand_aside(trainer)
         # While the learning-rate finder trains, the Trainer has other callbacks, and an exception reaches the strategy only.
         strategy_exception = stand_at(trainer.strategy, "on_exception", lambda: self.undo(trainer).run(), _serve)
         self.undo(trainer).push(strategy_exception)
@@ -69,6 +76,13 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
                 raise
             self.say(f"does nothing: {closed}")
 
+    def _stand_aside(self, trainer: Any) -> None:
+        """For the time of the run, take away the hooks of a batch that this class leaves empty: Lightning skips those."""
+        idle = [name for name in _BATCH_HOOKS if getattr(type(self), name) is getattr(lightning.pytorch.Callback, name)]
+        for name in idle:
+            self.__dict__[name] = None
+            self.undo(trainer).push(self.__dict__.pop, name, None)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Lightning's hook: put everything back."""
         self.undo(trainer).run()
@@ -79,7 +93,7 @@ class PerfCallback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # p
 
     def __getstate__(self) -> dict[str, Any]:
         # Lightning hangs the module's bound ``log`` and ``log_dict`` on every callback.
-        left_out = ("_undo", "log", "log_dict", *self._of_the_run)
+        left_out = ("_undo", "log", "log_dict", *_BATCH_HOOKS, *self._of_the_run)
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lightning_perf.host.doors import Undo, require
 from lightning_perf.host.fast_results import LARGEST_BATCH, Row, is_fast, row_of, speed_up_results
+from lightning_perf.host.log_door import innermost_log
 from lightning_perf.host.namespaces import namespace_of
 
 _PARAMETERS = (
@@ -168,27 +169,31 @@ def speed_up_log(trainer: Any, module: Any, undo: Undo) -> bool:
     stock = namespace_of(module).LightningModule.log
     overridden = type(module).log is not stock
     if not overridden:
-        require(module, "log", parameters=_PARAMETERS)
+        require(type(module), "log", parameters=("self", *_PARAMETERS))
     speed_up_results(trainer, undo)
-    held = vars(module).get("log")
+    slot, key = innermost_log(module)
+    held = slot.get(key)
     if isinstance(held, FastLog):  # left behind by a run that ended without a word to its callbacks
-        del vars(module)["log"]
+        _put_back(module, slot, key, None)
         held = None
     if overridden or not (held is None or (isinstance(held, MethodType) and held.__func__ is stock)):
         return False
-    vars(module)["log"] = fast = FastLog(module, trainer)
+    slot[key] = fast = FastLog(module, trainer)
     undo.push(_take_off, module, fast, held)
     return True
 
 
 def _take_off(module: Any, fast: FastLog, held: Any) -> None:
-    attributes = vars(module)
-    if attributes.get("log") is not fast:
-        return
-    if held is None:
-        del attributes["log"]
+    slot, key = innermost_log(module)
+    if slot.get(key) is fast:
+        _put_back(module, slot, key, held)
+
+
+def _put_back(module: Any, slot: dict[str, Any], key: str, held: Any) -> None:
+    if held is None and slot is vars(module):
+        del slot[key]
     else:
-        attributes["log"] = held
+        slot[key] = held
 
 
 def _default_dtype() -> torch.dtype:

@@ -1,6 +1,7 @@
 """The timing door: hear every action that the loops report to ``trainer.profiler``, beside the user's own profiler.
 
-The loops look ``trainer.profiler`` up at every use, so a chained one set in ``setup`` hears the whole run.
+The loops look ``trainer.profiler`` up at every use, so a chained one set in ``setup`` hears the whole run. What Lightning
+does not report (loggers, validation as a whole, the making of iterators) is heard by wrapping the method on its instance.
 """
 
 from __future__ import annotations
@@ -9,62 +10,119 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from lightning_perf.host.doors import require
+from lightning_perf.host.doors import require, wrap_at
+
+_MOST_SPANS = 1024
 
 
 class Listener(Protocol):
     """Something that wants to know when an action of the loops starts and stops. Actions nest and repeat."""
 
-    def start(self, action_name: str) -> None: ...
+    def start(self, action: str, /) -> None: ...
 
-    def stop(self, action_name: str) -> None: ...
+    def stop(self, action: str, /) -> None: ...
 
 
 class _Span:
-    """Context manager of one action; a class with slots is cheaper than Lightning's generator."""
+    """Context manager of one action, used again at every step; cheaper than Lightning's generator even with a listener."""
 
-    __slots__ = ("_action", "_inner", "_listeners")
+    __slots__ = ("_action", "_start", "_stop")
 
-    def __init__(self, action: str, listeners: tuple[Listener, ...], inner: Any) -> None:
-        self._action, self._listeners, self._inner = action, listeners, inner
+    def __init__(self, action: str, listener: Listener) -> None:
+        self._action, self._start, self._stop = action, listener.start, listener.stop
 
     def __enter__(self) -> str:
-        for listener in self._listeners:
-            listener.start(self._action)
-        if self._inner is not None:
-            self._inner.__enter__()
+        self._start(self._action)
         return self._action
 
     def __exit__(self, *exception: object) -> None:
-        if self._inner is not None:
-            self._inner.__exit__(*exception)
+        self._stop(self._action)
+
+
+class _SpanAround(_Span):
+    """A span with the user's own profiler inside; good for one use, as theirs is."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, action: str, listener: Listener, inner: Any) -> None:
+        super().__init__(action, listener)
+        self._inner = inner
+
+    def __enter__(self) -> str:
+        super().__enter__()
+        self._inner.__enter__()
+        return self._action
+
+    def __exit__(self, *exception: object) -> None:
+        self._inner.__exit__(*exception)
+        super().__exit__(*exception)
+
+
+class _Spans(dict[str, _Span]):
+    """Spans by action, made when first asked for. Looking one up is a dictionary's own work, without a frame of Python."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+
+    def __missing__(self, action: str) -> _Span:
+        span = _Span(action, self._listener)
+        if len(self) < _MOST_SPANS:
+            self[action] = span
+        return span
+
+
+class _Many:
+    """Several listeners as one: the first one outermost. Without any: nobody."""
+
+    def __init__(self, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+
+    def start(self, action: str) -> None:
+        """Tell all."""
+        for listener in self._listeners:
+            listener.start(action)
+
+    def stop(self, action: str) -> None:
+        """Tell all, the innermost first."""
         for listener in reversed(self._listeners):
-            listener.stop(self._action)
+            listener.stop(action)
 
 
 class ChainedProfiler:
     """The user's profiler with listeners around it; everything else (``describe``, ``setup``, ...) is the user's."""
 
+    #: A context manager around one action.
+    profile: Callable[[str], _Span]
+
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.listeners: tuple[Listener, ...] = ()
         self._inner_is_idle = type(inner).__name__ == "PassThroughProfiler"
+        self.listeners = ()
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Those who hear every action, the first one outermost."""
+        return self._listeners
+
+    @listeners.setter
+    def listeners(self, listeners: tuple[Listener, ...]) -> None:
+        self._listeners = listeners
+        self._all: Listener = listeners[0] if len(listeners) == 1 else _Many(listeners)
+        self.profile = _Spans(self._all).__getitem__ if self._inner_is_idle else self._profile_around
 
     def start(self, action_name: str) -> None:
         """Forward to the listeners, then to the user's profiler."""
-        for listener in self.listeners:
-            listener.start(action_name)
+        self._all.start(action_name)
         self.inner.start(action_name)
 
     def stop(self, action_name: str) -> None:
         """Forward to the user's profiler, then to the listeners."""
         self.inner.stop(action_name)
-        for listener in reversed(self.listeners):
-            listener.stop(action_name)
+        self._all.stop(action_name)
 
-    def profile(self, action_name: str) -> _Span:
-        """A context manager around one action."""
-        return _Span(action_name, self.listeners, None if self._inner_is_idle else self.inner.profile(action_name))
+    def _profile_around(self, action_name: str) -> _Span:
+        return _SpanAround(action_name, self._all, self.inner.profile(action_name))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
@@ -95,3 +153,25 @@ def at_timing_door(trainer: Any, listener: Listener) -> Callable[[], None]:
                 trainer.profiler = chain.inner
 
     return leave
+
+
+def time_calls(target: Any, name: str, listener: Listener, action: str) -> Callable[[], None]:
+    """Have ``listener`` hear every call of ``target.name`` as ``action``; returns the function that takes it away again.
+
+    Raises:
+        DoorClosed: if ``target`` has no such method in this release of Lightning.
+    """
+
+    start, stop = listener.start, listener.stop
+
+    def timed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start(action)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                stop(action)
+
+        return call
+
+    return wrap_at(target, name, timed, order=-1)

@@ -87,6 +87,6 @@ def note(what: str, flops: float, shapes: Sequence[tuple[int, int]]) -> str:
         return f"no matrix for {what}: every parameter is stepped by AdamW."
     matrices = "1 matrix" if len(shapes) == 1 else f"{len(shapes)} matrices"
     return (
-        f"{what} on {matrices} costs over 10 % of their forward and backward where a step sees fewer than "
+        f"{what} on {matrices} costs over 10 % of forward and backward through them where a step sees fewer than "
         f"{tokens_for_share(flops, shapes):,} samples x positions."
     )

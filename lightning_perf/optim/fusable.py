@@ -12,6 +12,7 @@ from torch.utils import _foreach_utils
 
 _KERNELS: dict[type[Optimizer], str] = {Adam: "_fused_adam_", SGD: "_fused_sgd_", Adagrad: "_fused_adagrad_"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HALF = (torch.float16, torch.bfloat16)
 _NO_KERNEL = "torch has a fused step for Adam, AdamW, SGD and Adagrad only"
 
 
@@ -19,7 +20,7 @@ def class_reason(optimizer: Optimizer) -> str | None:
     """Why the class of ``optimizer`` has no fused step of torch's own; None when it has."""
     name = type(optimizer).__name__
     if type(optimizer).__module__.startswith(f"{__package__}."):
-        return f"{name}: its own step passes over memory once already"
+        return f"{name}: it has a step of its own, which needs no fused kernel"
     family = _family(optimizer)
     if family is None:
         return f"{name}: {_NO_KERNEL}"
@@ -90,6 +91,9 @@ def _parameter_reason(parameter: Tensor, family: type[Optimizer]) -> str | None:
         return f"has layout {parameter.layout}"
     if parameter.dtype not in _DTYPES:
         return f"has dtype {parameter.dtype}, not one of {', '.join(map(str, _DTYPES))}"
+    if family is SGD and parameter.device.type == "cpu" and parameter.dtype in _HALF:
+        # torch 2.13 leaves the parameter as it is: pytorch/pytorch#191763, mended upstream by #192545
+        return f"has dtype {parameter.dtype}, in which torch's fused SGD is wrong on CPUs (pytorch#191763)"
     if getattr(parameter, "grad_dtype", parameter.dtype) != parameter.dtype:
         return f"has dtype {parameter.dtype}, but gradients of another"
     if not device_has_kernel(parameter.device.type, _KERNELS[family]):

@@ -10,14 +10,20 @@ from lightning_perf.optim.rows import OptimizerRow
 _SWITCHES = "must be switched between train() and eval() by hand; use schedule_free_adamw or schedule_free_sgd"
 _GRADIENT_GRAPH = "needs backward(create_graph=True), which a training loop of somebody else does not call"
 _OWN_LOOP = "takes the place of backward and step, so a training loop of somebody else cannot drive it"
+_ROUTED = "wants groups that say use_muon; use muon, whose groups are found from the module"
 _UNFIT = {
+    "adago": _ROUTED,
     "adahessian": _GRADIENT_GRAPH,
     "adalomo": _OWN_LOOP,
+    "adammini": "wants the module in place of parameters",
+    "adamuon": _ROUTED,
     "alig": "needs a closure that returns the loss, evaluated by itself",
     "demo": "does its own communication between ranks",
     "distributedmuon": "does its own communication between ranks; use muon",
     "lbfgs": "evaluates its closure many times per step",
     "lomo": _OWN_LOOP,
+    "muonclip": _ROUTED,
+    "normuon": _ROUTED,
     "schedulefreeadamw": _SWITCHES,
     "schedulefreeradam": _SWITCHES,
     "schedulefreesgd": _SWITCHES,
@@ -42,7 +48,10 @@ def find(name: str) -> OptimizerRow | None:
     if key in _UNFIT:
         raise ValueError(f"Optimizer {name!r} of pytorch_optimizer {_UNFIT[key]}.")
     cls = library.load_optimizer(key)
-    lr = inspect.signature(cls).parameters["lr"].default
+    arguments = inspect.signature(cls).parameters
+    if "lr" not in arguments:
+        raise ValueError(f"Optimizer {name!r} of pytorch_optimizer takes no lr, so no schedule or group can set one.")
+    lr = arguments["lr"].default
     return OptimizerRow(
         key,
         f"{cls.__module__}.{cls.__qualname__}",

@@ -11,3 +11,6 @@ from lightning_perf.report.quantities import TRAIN_SECONDS as TRAIN_SECONDS
 from lightning_perf.report.quantities import Quantity as Quantity
 from lightning_perf.report.result import Report as Report
 from lightning_perf.report.result import Run as Run
+from lightning_perf.report.sections import Plot as Plot
+from lightning_perf.report.sections import Section as Section
+from lightning_perf.report.sections import Series as Series

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
-from lightning_perf.report import plots, rows
+from lightning_perf.report import plots, rows, section_plots
 
 if TYPE_CHECKING:
     from lightning_perf.report.result import Report, Run
+    from lightning_perf.report.sections import Section
 
 _LIGHT = ("#6b7280", "#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#be185d")
 _DARK = ("#9ca3af", "#60a5fa", "#fbbf24", "#34d399", "#c084fc", "#f87171", "#22d3ee", "#f472b6")
@@ -68,7 +69,7 @@ _CSS = f"""
 .lightning-perf .swatch {{ display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }}
 .lightning-perf .grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
   gap: 1rem; align-items: start; }}
-.lightning-perf figure {{ margin: 0; padding: 1rem; background: var(--panel); border: 1px solid var(--grid);
+.lightning-perf figure {{ margin: 0; padding: 1rem; max-width: 42rem; background: var(--panel); border: 1px solid var(--grid);
   border-radius: 8px; }}
 .lightning-perf figcaption {{ font-size: .9rem; margin-bottom: .5rem; }}
 .lightning-perf svg {{ width: 100%; height: auto; display: block; }}
@@ -108,6 +109,7 @@ def _body(report: Report) -> str:
         f'<div class="body"><h1>{escape(report.title)}</h1>'
         f'<div class="dim">{escape(report.created)}</div>'
         f"{_table(report)}{_plots(report)}"
+        f"{''.join(_section(section, index) for index, section in enumerate(report.sections))}"
         f"{_list('Reading and notes', rows.sentences(report))}{_list('Reproduce', rows.reproduction(report))}"
         f"{_facts(report)}{_raw(report)}</div>"
     )
@@ -144,6 +146,29 @@ def _plots(report: Report) -> str:
         return f'<p class="dim">No plots: {escape(str(error))}</p>'
     figures = "".join(f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" for caption, svg in drawn)
     return f'<div class="grid">{figures}</div>'
+
+
+def _section(section: Section, index: int) -> str:
+    head = "".join(f'<th scope="col">{escape(header)}</th>' for header in section.headers)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in section.rows
+    )
+    table = (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if body else ""
+    )
+    lines = "".join(f"<li>{escape(line)}</li>" for line in section.sentences)
+    sentences = f"<ul>{lines}</ul>" if lines else ""
+    return f"<h2>{escape(section.title)}</h2>{sentences}{table}{_figures(section, index)}"
+
+
+def _figures(section: Section, index: int) -> str:
+    try:
+        drawn = section_plots.draw(section, index)
+    except ImportError as error:
+        return f'<p class="dim">No plots: {escape(str(error))}</p>'
+    figures = "".join(f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>" for caption, svg in drawn)
+    return f'<div class="grid">{figures}</div>' if figures else ""
 
 
 def _list(title: str, lines: list[str]) -> str:

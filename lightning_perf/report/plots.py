@@ -17,14 +17,14 @@ from lightning_perf.report.rows import comparison_text
 if TYPE_CHECKING:
     from lightning_perf.report.result import Points, Report
 
-# Placeholders that no one draws with; `_svg` turns them into the page's CSS variables.
+# Placeholders that no one draws with; `as_svg` turns them into the page's CSS variables.
 _INK, _GRID = "#fd0000", "#fd0001"
 SERIES = 8
 _COMPARISONS = {
     "ratio": "Times better than {}, with interval: right of 1 is better",
     "difference": "Difference to {}, with interval",
 }
-_RC = {
+GRID_RC = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -50,13 +50,13 @@ def plots(report: Report) -> list[tuple[str, str]]:
     drawn: list[tuple[str, str]] = []
     names = dict.fromkeys(name for run in report.runs for name, points in run.curves.items() if points)
     for index, name in enumerate(names):
-        with matplotlib.rc_context({**_RC, "svg.hashsalt": f"curve {index}"}):
+        with matplotlib.rc_context({**GRID_RC, "svg.hashsalt": f"curve {index}"}):
             drawn.append(
                 (f"{name} over seconds: single runs thin, their median bold", _curve(figure, report, name, index))
             )
     for by, caption in _COMPARISONS.items():
         if groups := _groups(report, by):
-            with matplotlib.rc_context({**_RC, "svg.hashsalt": by}):
+            with matplotlib.rc_context({**GRID_RC, "svg.hashsalt": by}):
                 drawn.append((caption.format(report.baseline), _bars(figure, report, by, groups)))
     return drawn
 
@@ -94,7 +94,7 @@ def _median(values: list[float]) -> float:
     return statistics.median(values) if all(math.isfinite(value) for value in values) else math.nan
 
 
-def _series(index: int) -> str:
+def series_colour(index: int) -> str:
     return f"#fe00{index % SERIES:02x}"
 
 
@@ -104,15 +104,17 @@ def _curve(figure: Any, report: Report, name: str, index: int) -> str:
     for number, variant in enumerate(report.variants):
         curves = [run.curves[name] for run in report.runs_of(variant) if run.curves.get(name)]
         for curve in curves:
-            axes.plot(*zip(*thinned(curve), strict=True), color=_series(number), linewidth=0.9, alpha=0.35)
+            axes.plot(*zip(*thinned(curve), strict=True), color=series_colour(number), linewidth=0.9, alpha=0.35)
         middle = median_curve([thinned(curve) for curve in curves])
         if middle:
             marker = "o" if len(middle) <= 12 else None
-            axes.plot(*zip(*middle, strict=True), color=_series(number), linewidth=2.2, marker=marker, markersize=4)
+            axes.plot(
+                *zip(*middle, strict=True), color=series_colour(number), linewidth=2.2, marker=marker, markersize=4
+            )
     axes.set_xlabel("seconds")
     axes.set_ylabel(name, parse_math=False)
     axes.grid(visible=True, linewidth=0.6)
-    return _svg(canvas, f"curve{index}")
+    return as_svg(canvas, f"curve{index}")
 
 
 def _groups(report: Report, by: str) -> list[tuple[Quantity, list[tuple[int, Interval]]]]:
@@ -136,7 +138,7 @@ def _bars(figure: Any, report: Report, by: str, groups: list[tuple[Quantity, lis
         start, scale = position, quantity.scale if by == "difference" else 1.0
         for number, interval in bars:
             estimate, low, high = (scale * end for end in (interval.estimate, interval.low, interval.high))
-            axes.barh(position, estimate - same, left=same, height=0.8, color=_series(number), alpha=0.85)
+            axes.barh(position, estimate - same, left=same, height=0.8, color=series_colour(number), alpha=0.85)
             spread = [[estimate - low], [high - estimate]]
             axes.errorbar(estimate, position, xerr=spread, color=_INK, capsize=3, linewidth=1.2)
             label = comparison_text(quantity, interval).partition(" [")[0]
@@ -152,10 +154,10 @@ def _bars(figure: Any, report: Report, by: str, groups: list[tuple[Quantity, lis
     axes.grid(visible=True, axis="x", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(f"{by}, against {report.baseline}", parse_math=False)
-    return _svg(canvas, by)
+    return as_svg(canvas, by)
 
 
-def _svg(canvas: Any, prefix: str) -> str:
+def as_svg(canvas: Any, prefix: str) -> str:
     """The figure as an SVG element: no prologue, no metadata, ids of its own, colours from the page."""
     buffer = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -14,6 +14,7 @@ from lightning_perf.measuring import Interval, paired_difference, paired_ratio
 from lightning_perf.report import html, json_text, terminal
 from lightning_perf.report.files import check_writable
 from lightning_perf.report.quantities import Quantity
+from lightning_perf.report.sections import Section
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -27,7 +28,7 @@ class Run:
 
     ``position`` is its place in the order in which the runs took place. A quantity that is None, absent or not finite
     was not measured; ``missing`` says why, and so does ``error`` for a run that failed. Curves are ``(seconds, value)``.
-    Runs of two variants with the same seed form a pair.
+    Runs of two variants with the same seed form a pair. ``phases`` are seconds per step, where a profiler was beside.
 
     Example::
 
@@ -44,6 +45,7 @@ class Run:
     notes: tuple[str, ...] = ()
     error: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         quantities = {key: None if value is None else float(value) for key, value in self.quantities.items()}
@@ -55,6 +57,7 @@ class Run:
             ("samples", samples),
             ("notes", tuple(self.notes)),
             ("missing", dict(self.missing)),
+            ("phases", dict(self.phases)),
         ):
             object.__setattr__(self, name, value)
 
@@ -78,7 +81,8 @@ class Report:
     """Runs of several variants beside a named baseline; renders as text, JSON, HTML, in a notebook, and as YAML.
 
     ``configs`` maps a variant to the path of the configuration that reproduces it, ``resolution`` is what a comparison
-    of equals showed. ``machine``, ``versions`` and ``created`` describe this process unless given.
+    of equals showed, ``sections`` are further tables and plots below. ``machine``, ``versions`` and ``created`` describe
+    this process unless given.
 
     Raises:
         ValueError: no runs, an unknown baseline, two runs of one variant with one seed, or a repeated quantity.
@@ -103,9 +107,10 @@ class Report:
     notes: Sequence[str] = ()
     resolution: Interval | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    sections: Sequence[Section] = ()
 
     def __post_init__(self) -> None:
-        for name in ("runs", "quantities", "notes"):
+        for name in ("runs", "quantities", "notes", "sections"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("machine", "versions", "configs"):
             object.__setattr__(self, name, dict(getattr(self, name)))
@@ -244,8 +249,13 @@ class Report:
         runs = [Run(**run) for run in data.pop("runs")]
         quantities = [Quantity(**quantity) for quantity in data.pop("quantities")]
         interval = data.pop("resolution")
+        sections = [Section(**section) for section in data.pop("sections", ())]
         return cls(
-            runs=runs, quantities=quantities, resolution=None if interval is None else Interval(**interval), **data
+            runs=runs,
+            quantities=quantities,
+            resolution=None if interval is None else Interval(**interval),
+            sections=sections,
+            **data,
         )
 
     def to_html(self, path: str | Path) -> Path:

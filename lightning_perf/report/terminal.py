@@ -16,6 +16,7 @@ from lightning_perf.report import rows
 
 if TYPE_CHECKING:
     from lightning_perf.report.result import Report
+    from lightning_perf.report.sections import Section
 
 _STYLES = {"better": "green", "worse": "red", "unresolved": "yellow", None: ""}
 
@@ -42,12 +43,29 @@ def renderables(report: Report) -> Iterator[RenderableType]:
             label.append(f"\n{row.hint}", style="dim")
         table.add_row(label, *(_cell(cell) for cell in row.cells))
     yield table
+    for section in report.sections:
+        yield from _section(section)
     for sentence in rows.sentences(report):
         yield Text(f"- {sentence}")
     for line in rows.reproduction(report):
         yield Text(f"Reproduce {line}")
     for name, line in rows.facts(report).items():
         yield Text(f"{name}: {line}", style="dim")
+
+
+def _section(section: Section) -> Iterator[RenderableType]:
+    if not section.rows:
+        yield Text(section.title, style="bold")
+    else:
+        title = Text(section.title, style="bold")
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+        for index, header in enumerate(section.headers):
+            table.add_column(Text(header), justify="right" if index else "left")
+        for row in section.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        yield table
+    for sentence in section.sentences:
+        yield Text(f"- {sentence}")
 
 
 def _cell(cell: rows.Cell) -> Text:

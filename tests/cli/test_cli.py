@@ -14,7 +14,7 @@ import yaml
 import lightning_perf as lp
 from lightning_perf.cli import main
 from lightning_perf.cli.compare_command import compare_configs
-from lightning_perf.cli.main import trainer_command
+from lightning_perf.cli.trainer_cli import trainer_command
 from lightning_perf.host import PerfCallback
 from tests.recipes.idx_files import write_files
 
@@ -32,13 +32,21 @@ def data(tmp_path: Path) -> list[str]:
     return [f"--data.root={tmp_path / 'data'}", "--data.val_size=8", "--data.batch_size=4", "--data.eval_batch_size=8"]
 
 
+@pytest.fixture
+def text(tmp_path: Path) -> list[str]:
+    """The same for the recipe that reads a text."""
+    (tmp_path / "text.txt").write_text("It is a truth universally acknowledged. " * 100)
+    return [f"--data.path={tmp_path / 'text.txt'}", "--data.batch_size=4"]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 @pytest.mark.filterwarnings("ignore")
 def test_every_yaml_fits_two_batches(
-    config: Path, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, data: list[str], text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cli = trainer_command(["fit", "--config", str(config), *SMALL, *data])
+    tiny = {"image_classification": data, "language_model": text}[config.parent.name]
+    cli = trainer_command(["fit", "--config", str(config), *SMALL, *tiny])
     assert cli.trainer.global_step == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,19 @@ def check_resume(folder: Path, make_levers: Callable[[], list[Any]] = lp.lossles
     return {"difference": float((flat(whole) - flat(resumed)).abs().max()), "equal_ranks": ranks_are_equal(resumed)}
 
 
+def check_slowest_rank(folder: Path) -> dict[str, Any]:
+    """Rank 1 sleeps before every step; rank 0 waits for it inside backward."""
+
+    class Slow(ns.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_rank == 1:
+                time.sleep(0.03)
+
+    profiler = lp.ThroughputProfiler(flops=False, roofline=False)
+    fit([Slow(), profiler], folder, max_epochs=4)
+    return {"notes": list(profiler.report.notes), "steps": profiler.report.steps}
+
+
 def main(out: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out).parent
@@ -86,6 +100,7 @@ def main(out: str) -> None:
         folder / "averaged", lambda: [lp.OptimizerFactory("adamw", ema=0.9), lp.ExactResume()]
     )
     cases["two_optimizers"] = lambda: {"equal_ranks": ranks_are_equal(fit(lp.lossless(), folder, "two_optimizers"))}
+    cases["slowest_rank"] = lambda: check_slowest_rank(folder)
     for name, case in cases.items():
         try:
             results[name] = case()

@@ -63,9 +63,25 @@ ROWS = (
         {"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "adamw", "lr": "auto"}},
         refuses=("manual", "two_optimizers", "raw_step"),
     ),
+    Row(
+        "OptimizerFactory-muon",
+        lambda: lp.OptimizerFactory("muon", schedule="warmup_linear"),
+        None,
+        {
+            "class_path": "lightning_perf.OptimizerFactory",
+            "init_args": {"optimizer": "muon", "schedule": "warmup_linear"},
+        },
+        refuses=("manual", "two_optimizers", "raw_step"),
+    ),
     Row("FastLogging", lp.FastLogging, "bitwise", {"class_path": "lightning_perf.FastLogging"}),
     Row("ChannelsLast", lp.ChannelsLast, "rounding", {"class_path": "lightning_perf.ChannelsLast"}),
     Row("MallocTuning", lp.MallocTuning, "bitwise", {"class_path": "lightning_perf.MallocTuning"}),
     Row("ExactResume", lp.ExactResume, "bitwise", {"class_path": "lightning_perf.ExactResume"}),
+    Row(
+        "ThroughputProfiler",
+        lambda: lp.ThroughputProfiler(roofline=False),
+        "bitwise",
+        {"class_path": "lightning_perf.ThroughputProfiler", "init_args": {"roofline": False}},
+    ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
 )

@@ -72,6 +72,13 @@ def test_resume_is_exact_on_every_rank(results: dict[str, Any]) -> None:
     assert results["resume"] == {"difference": 0.0, "equal_ranks": True}
 
 
+def test_the_profiler_names_the_slowest_rank(results: dict[str, Any]) -> None:
+    """The wait of the others lies inside backward and must not be taken for their own time."""
+    notes = results["slowest_rank"]["notes"]
+    assert any(note.startswith("Rank 1 is the slowest") for note in notes), notes
+    assert results["slowest_rank"]["steps"] == 9
+
+
 def test_resume_with_averaged_weights(results: dict[str, Any]) -> None:
     """The training weights and the moving average come back on both ranks."""
     assert results["resume_averaged"] == {"difference": 0.0, "equal_ranks": True}

@@ -354,3 +354,23 @@ def test_wrong_numbers(row: OptimizerRow, options: dict[str, Any], words: str) -
         options, words = {"momentum": 1.5}, "momentum=1.5 must"
     with pytest.raises(ValueError, match=words):
         row.load()([nn.Parameter(torch.zeros(2))], **options)
+
+
+@ours
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_a_cpu(row: OptimizerRow) -> None:
+    """Ten steps from the same gradients, foreach and fused kernels included."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape, dtype=torch.float64) for shape in ((8, 8), (300,), (4, 3, 3))]
+    gradients = [[torch.randn_like(each) for each in start] for _ in range(10)]
+    results = []
+    for device in ("cpu", "cuda"):
+        parameters = [nn.Parameter(each.to(device)) for each in start]
+        optimizer = build(row.name, parameters)
+        for step in gradients:
+            for parameter, gradient in zip(parameters, step, strict=True):
+                parameter.grad = gradient.to(device)
+            optimizer.step()
+        results.append([parameter.detach().cpu() for parameter in parameters])
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)

@@ -274,7 +274,7 @@ def test_the_cost_is_said_in_words() -> None:
     muon = build("muon", muon_groups(module, infer_groups(module, weight_decay=0.0)))
     assert isinstance(muon, Costly)
     assert muon.cost_note() == (
-        "Newton-Schulz on 2 matrices costs over 10 % of their forward and backward where a step sees fewer than "
+        "Newton-Schulz on 2 matrices costs over 10 % of forward and backward through them where a step sees fewer than "
         "3,200 samples x positions."
     )
     soap = SOAP(module.parameters(), frequency=1)

@@ -1,4 +1,4 @@
-"""Hardware facts from recorded files, and the matmul probe on a fake clock."""
+"""Hardware facts from recorded files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_perf import hardware
+from lightning_perf.hardware import system
 
 ZEN4 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -27,7 +28,7 @@ def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str | 
         path = tmp_path / "cpuinfo"
         if content is not None:
             path.write_text(content)
-        monkeypatch.setattr(hardware, "_CPUINFO", path)
+        monkeypatch.setattr(system, "_CPUINFO", path)
 
     return use
 
@@ -71,7 +72,7 @@ def test_gpu_names_come_from_the_driver_without_a_context(
     for index, model in enumerate(models):
         (tmp_path / f"0000:0{index}").mkdir()
         (tmp_path / f"0000:0{index}" / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 7\n")
-    monkeypatch.setattr(hardware, "_NVIDIA", tmp_path)
+    monkeypatch.setattr(system, "_NVIDIA", tmp_path)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
@@ -87,55 +88,3 @@ def test_the_machine_is_described_without_initialising_cuda() -> None:
         "assert hardware.machine()['gpu']; assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-class FakeClock:
-    """A clock that a product of side n advances by n**3 times ``seconds_per_product``, and its first call by ``first``."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds_per_product: float, first: float = 0.0) -> None:
-        self.now, self._first, self._cost = 0.0, first, seconds_per_product
-        self.sides: list[int] = []
-        monkeypatch.setattr(torch, "mm", self._mm)
-
-    def _mm(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        self.now += left.shape[0] ** 3 * self._cost + (self._first if not self.sides else 0.0)
-        self.sides.append(left.shape[0])
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_rate_is_that_of_the_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock(monkeypatch, seconds_per_product=2e-11)
-    assert hardware.matmul_rate(torch.float32, size=256, clock=clock) == pytest.approx(1e11)
-    assert clock.sides.count(64) == 1
-    assert clock.sides.count(256) > 100
-    assert clock.now < 0.25
-
-
-def test_an_emulated_dtype_cannot_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock(monkeypatch, seconds_per_product=2e-7)
-    assert hardware.matmul_rate(torch.float16, size=1024, clock=clock) == pytest.approx(1e7)
-    assert set(clock.sides) == {64}
-    assert clock.now < 0.2
-
-
-def test_a_slow_first_call_does_not_make_a_fast_dtype_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = FakeClock(monkeypatch, seconds_per_product=2e-11, first=0.05)
-    assert hardware.matmul_rate(torch.float32, size=256, clock=clock) == pytest.approx(1e11)
-
-
-def test_the_probe_leaves_the_users_random_numbers_alone() -> None:
-    state = torch.get_rng_state()
-    assert hardware.matmul_rate(torch.float32, size=64, budget_seconds=0.001)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_dtype_without_a_product_has_no_rate() -> None:
-    assert hardware.matmul_rate(torch.bool, size=64, budget_seconds=0.001) is None
-
-
-@pytest.mark.parametrize(("size", "budget"), [(32, 0.1), (64, 0.0)])
-def test_bad_arguments_of_the_probe(size: int, budget: float) -> None:
-    with pytest.raises(ValueError, match=f"size={size}, budget_seconds={budget}"):
-        hardware.matmul_rate(torch.float32, size=size, budget_seconds=budget)

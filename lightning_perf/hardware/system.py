@@ -1,4 +1,4 @@
-"""What this machine is and what it can do: for the report's footer, and for levers that depend on the hardware."""
+"""What this machine is: for the report's footer, and for levers that depend on the hardware."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import platform
 import re
 import sys
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -76,67 +74,6 @@ def bfloat16_is_native(device_type: str = "cpu") -> bool | None:
         flags = cpu_flags()
         return bool(flags & _NATIVE_BFLOAT16) if flags else None
     return None
-
-
-def matmul_rate(
-    dtype: torch.dtype,
-    *,
-    device: str | torch.device = "cpu",
-    size: int = 256,
-    budget_seconds: float = 0.2,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float | None:
-    """Measured FLOP/s of square matrix products: the best of many short slices, which a busy machine disturbs least.
-
-    A product of size 64 runs first; if it predicts that one full slice takes longer than the budget (an emulated
-    dtype can be sixty times slower), its own rate is the answer. None: torch has no product of this dtype here.
-
-    Raises:
-        ValueError: ``size`` below 64 or a budget that is not positive.
-
-    Example::
-
-        >>> matmul_rate(torch.float32, budget_seconds=0.01) > 0
-        True
-    """
-    if size < 64 or budget_seconds <= 0:
-        raise ValueError(
-            f"size={size!r}, budget_seconds={budget_seconds!r}: size is at least 64 and the budget positive"
-        )
-    device = torch.device(device)
-
-    def seconds(side: int) -> Callable[[], float]:
-        # Made without random numbers, so that the user's generators stay where they are.
-        ramp = torch.linspace(-1.0, 1.0, side * side, dtype=torch.float32, device=device).reshape(side, side)
-        matrix = ramp.to(dtype)
-
-        def run() -> float:
-            start = clock()
-            torch.mm(matrix, matrix)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            return max(clock() - start, 1e-9)
-
-        return run
-
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        begin = clock()
-        try:
-            small = seconds(64)
-            # The first call also loads kernels: it may be slow for a dtype that is fast.
-            best_small = small()
-        except NotImplementedError:
-            return None
-        growth = (size / 64) ** 3
-        while best_small * growth > budget_seconds and clock() - begin < budget_seconds / 2:
-            best_small = min(best_small, small())
-        if best_small * growth > budget_seconds:
-            return 2 * 64**3 / best_small
-        slice_, begin = seconds(size), clock()
-        best = slice_()
-        while clock() - begin < budget_seconds:
-            best = min(best, slice_())
-        return 2 * size**3 / best
 
 
 def _cpuinfo() -> str:

@@ -1,0 +1,73 @@
+"""``lightning-perf profile``: some steps of a config's training under :class:`lightning_perf.ThroughputProfiler`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_perf.autopilot.compare import check_outputs
+from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
+from lightning_perf.profiling.callback import ThroughputProfiler
+from lightning_perf.profiling.profile_report import ProfileReport
+
+
+class ProfiledCLI(PerfCLI):
+    """``lightning-perf fit`` with a profiler beside the config's own callbacks."""
+
+    profiler: ThroughputProfiler
+
+    def before_fit(self) -> None:
+        """LightningCLI's hook: start profiling."""
+        trainer: Any = self.trainer
+        trainer.callbacks.insert(0, self.profiler)
+
+
+def profile_config(
+    config: str | Path, *, steps: int = 100, overrides: Sequence[str] = (), profiler: ThroughputProfiler | None = None
+) -> ProfileReport:
+    """Train ``steps`` batches of a LightningCLI config and report where the time went.
+
+    Args:
+        config: path of a YAML file that ``lightning-perf fit --config`` accepts.
+        steps: batches to train.
+        overrides: further arguments of ``fit``, such as ``--data.init_args.num_workers=2``.
+        profiler: the profiler to use; default: everything on.
+
+    Raises:
+        ValueError: a config that does not exist, ``steps`` below 1.
+        RuntimeError: too few steps to time one.
+    """
+    if not Path(config).is_file():
+        raise ValueError(f"config {str(config)!r} does not exist; give the path of a YAML file.")
+    if steps < 1:
+        raise ValueError(f"steps={steps!r} trains nothing; give at least 20 for a steady figure.")
+    ProfiledCLI.profiler = profiler or ThroughputProfiler()
+    arguments = ["fit", "--config", str(config), f"--trainer.max_steps={steps}", *overrides]
+    trainer_command(arguments, cli_class=ProfiledCLI, save_config_callback=None)
+    return ProfiledCLI.profiler.report
+
+
+def run(args: Sequence[str]) -> int:
+    """The command: parse ``args``, profile, print the tables, write the files that were asked for."""
+    parser = argparse.ArgumentParser("lightning-perf profile", description=profile_config.__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--config", required=True, help="a YAML file")
+    parser.add_argument("--steps", type=int, default=100, help="batches to train (default 100)")
+    parser.add_argument("--html", help="write a self-contained page here")
+    parser.add_argument("--json", help="write the report with raw samples here")
+    parser.add_argument("--trace", metavar="FOLDER", help="write an operator trace of 3 steps into this folder")
+    known, overrides = parser.parse_known_args(args)
+    try:
+        check_outputs(known.html, known.json)
+        profiler = ThroughputProfiler(trace_steps=3 if known.trace else 0, report_dir=known.trace)
+        report = profile_config(known.config, steps=known.steps, overrides=overrides, profiler=profiler)
+    except (ValueError, OSError, RuntimeError) as error:
+        parser.error(str(error))
+    print(report.table())
+    if known.json:
+        report.to_json(known.json)
+        print(f"raw samples: {known.json}")
+    if known.html:
+        print(f"page: {report.to_html(known.html)}")
+    return 0

@@ -1,0 +1,311 @@
+"""What happens at each step of a profiled training: count it, or look into it and leave it out of the timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_perf import measuring
+from lightning_perf.host import BatchMeter, at_timing_door
+from lightning_perf.profiling import phases
+from lightning_perf.profiling.device_events import DeviceTimeline
+from lightning_perf.profiling.flop_count import FlopCount
+from lightning_perf.profiling.flops import FlopCounter
+from lightning_perf.profiling.phases import PhaseClock, Span
+from lightning_perf.profiling.steps import StepStatistics
+
+_WARM_UP = 2
+_TIMELINE_STEPS = 3
+_NOT_TIMED = ("warm-up", "flops", "memory", "trace")
+#: Below so many batches nothing is left out as warm-up, and every step is looked into and timed as well.
+_SHORT = 8
+
+
+@dataclass
+class StepPlan:
+    """Which steps are looked into: step 2 for FLOPs, step 3 for memory, steps 4 to 6 for the timeline, then the trace.
+
+    A run of fewer than eight batches has no steps to spare: there the first one is counted and nothing is traced.
+    """
+
+    flops: bool
+    trace_steps: int = 0
+    folder: Path | None = None
+    short: bool = False
+
+    @property
+    def last_looked_into(self) -> int:
+        """The index of the last step that is not only timed."""
+        return 0 if self.short else _WARM_UP + 1 + _TIMELINE_STEPS + self.trace_steps
+
+    def role(self, index: int) -> str:
+        """``warm-up``, ``flops``, ``memory``, ``timeline``, ``trace`` or ``timed`` for the step of that index."""
+        if self.short:
+            return "flops" if index == 0 and self.flops else "timed"
+        if index < _WARM_UP:
+            return "warm-up"
+        if index == _WARM_UP:
+            return "flops" if self.flops else "timed"
+        if index == _WARM_UP + 1:
+            return "memory"
+        if index < _WARM_UP + 2 + _TIMELINE_STEPS:
+            return "timeline"
+        if index < _WARM_UP + 2 + _TIMELINE_STEPS + self.trace_steps:
+            return "trace"
+        return "timed"
+
+
+class Observations:
+    """Everything that one profiled fit has seen so far."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        module: Any,
+        clock: PhaseClock,
+        timeline: DeviceTimeline | None,
+        plan: StepPlan,
+        every: int,
+        tell: Callable[[dict[str, float]], None],
+    ) -> None:
+        self.clock, self.timeline, self.plan = clock, timeline, plan
+        self.steps = StepStatistics()
+        self.module = module
+        self.device: torch.device = trainer.strategy.root_device
+        self._trainer = trainer
+        self.meter = BatchMeter()
+        self.began = False
+        self.flops: FlopCount | None = None
+        self.memory: dict[str, int] = {}
+        self.spans: list[Span] = []
+        self.contention = ""
+        self.processor: tuple[Any, Any] = (None, None)
+        self.seconds: dict[str, float] = {}
+        self.peak_memory: int | None = None
+        self.traced: Path | None = None
+        self._watch = measuring.watch_contention()
+        self._now = time.perf_counter
+        self._every, self._tell = every, tell
+        self._index = 0
+        self._role = "timed"
+        self._size: tuple[int | None, int | None] | None = None
+        self._step_began = self._was_away = 0.0
+        self._before: list[float] = []
+        self._looking, self._tracing = ExitStack(), ExitStack()
+        self._depth = 0
+        self._line: dict[str, str] = {}
+        self._shown_at: tuple[int, float, dict[str, float]] = (0, 0.0, {})
+
+    def begin(self, batches: int | None, processor: Any) -> None:
+        """Training starts: everything so far was set-up."""
+        self.began = True
+        self.plan.short = batches is not None and batches < _SHORT
+        self.processor = (processor, None)
+        self._watch.__enter__()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            measuring.reset_peak_rss()
+        self._depth = self.clock.depth
+        startup = self.clock.totals[self.clock.index_of(phases.WORKER_START)]
+        self.clock.reset()
+        self.clock.totals[self.clock.index_of(phases.WORKER_START)] = startup
+        if self.timeline is not None:
+            self.timeline.reset()
+        self._step_began, self._was_away = self.clock.now(), self.clock.away
+        self._before = self.clock.totals[:]
+        self.clock.at_next_batch = self.next_batch
+
+    def look(self) -> None:
+        """A batch is there: begin to look into its step, if this is one to look into."""
+        self._role = role = self.plan.role(self._index)
+        if role == "flops":
+            self._count_flops()
+        elif role == "memory":
+            self._watch_memory()
+        elif role == "timeline" and self._index == _WARM_UP + 2:
+            self.clock.record()
+        elif role == "trace":
+            self._trace()
+
+    def look_away(self) -> bool:
+        """The batch is done with; returns whether some later step will be looked into."""
+        self._looking.close()
+        role, following = self._role, self.plan.role(self._index + 1)
+        if role == "timeline" != following:
+            self.spans = self.clock.recorded()
+        if role == "trace" != following:
+            self._tracing.close()
+        return self._index < self.plan.last_looked_into
+
+    def saw(self, batch: Any) -> None:
+        """What the step under way was made of."""
+        self._size = self.meter(batch)
+
+    def next_batch(self) -> None:
+        """The loop asks for the next batch: one step ends, another begins."""
+        size = self._size
+        if size is None:  # nothing was trained since, as at the end of a loader that does not know its length
+            return
+        self._size = None
+        clock = self.clock
+        if self._role in _NOT_TIMED:
+            self._step_began = clock.now()
+            clock.totals[:] = [*self._before, *[0.0] * (len(clock.totals) - len(self._before))]
+            if self._index >= self.plan.last_looked_into:
+                self._role = "timed"
+        else:
+            now = self._now()
+            if self.steps.add(now - self._step_began - (clock.away - self._was_away), *size):
+                seconds = now - self._step_began - (clock.away - self._was_away)
+                self.steps.stalled(seconds, self._before, clock.totals, clock.names)
+            self._step_began = now
+        self._was_away = clock.away
+        self._before = clock.totals[:]
+        self._index += 1
+        if self.timeline is not None:
+            self.timeline.poll()
+        if not self._index % self._every:
+            self._refresh()
+            self._tell(self.scalars())
+
+    def finish(self, processor: Any) -> None:
+        """Training is over, or was broken off."""
+        self.close()
+        self.next_batch()
+        self.spans = self.spans or self.clock.recorded()
+        self.clock.unwind(self._depth)
+        self.seconds = phases.by_phase(self.clock.seconds())
+        self._watch.__exit__(None, None, None)
+        self.contention = self._watch.result.sentence()
+        self.processor = (self.processor[0], processor)
+        if self.timeline is not None:
+            self.timeline.poll()
+        if self.device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = measuring.peak_rss_bytes()
+        self.peak_memory = None if peak is None else max(peak, *self.memory.values(), 0)
+
+    def close(self) -> None:
+        """Let go of what a step is being looked into with."""
+        self._looking.close()
+        self._tracing.close()
+
+    def device_seconds(self) -> dict[str, float]:
+        """The device's own timeline by phase, in seconds; empty without one."""
+        if self.timeline is None:
+            return {}
+        names = self.clock.names
+        return phases.by_phase({names[index]: seconds for index, seconds in self.timeline.seconds.items()})
+
+    def scalars(self) -> dict[str, float]:
+        """What goes to the loggers: rates, milliseconds per step, shares of phases since the last time."""
+        count, seconds = self.steps.count, self.steps.seconds
+        last_count, last_seconds, last_phases = self._shown_at
+        now = phases.by_phase(self.clock.seconds())
+        self._shown_at = (count, seconds, now)
+        if count == last_count:
+            return {}
+        found = {"profile/step_ms": 1e3 * (seconds - last_seconds) / (count - last_count)}
+        if (rate := self.steps.samples_per_second()) is not None:
+            found["profile/samples_per_second"] = rate
+        if (rate := self.steps.tokens_per_second()) is not None:
+            found["profile/tokens_per_second"] = rate
+        grown = {name: max(value - last_phases.get(name, 0.0), 0.0) for name, value in now.items()}
+        whole = sum(grown.values())
+        if whole > 0:
+            found.update({f"profile/share/{name}": value / whole for name, value in grown.items() if value > 0})
+        return found
+
+    def _refresh(self) -> None:
+        """Compute the line of the progress bar anew."""
+        seconds = phases.by_phase(self.clock.seconds())
+        whole = sum(seconds.values())
+        rate = self.steps.samples_per_second()
+        self._line = {} if rate is None else {"samples/s": f"{rate:.4g}"}
+        if whole > 0 and self.steps.count:
+            name = max(seconds, key=lambda one: seconds[one])
+            self._line["most"] = f"{name} {seconds[name] / whole:.0%}"
+            self._line["data wait"] = f"{seconds.get(phases.DATA_WAIT, 0.0) / whole:.0%}"
+
+    def bar_line(self) -> dict[str, str]:
+        """What the progress bar shows beside its own metrics."""
+        return self._line
+
+    def _count_flops(self) -> None:
+        counter = FlopCounter(self.module)
+        self._looking.callback(self._keep_flops, counter)
+        self._looking.enter_context(counter)
+
+    def _keep_flops(self, counter: FlopCounter) -> None:
+        self.flops = counter.count
+
+    def _watch_memory(self) -> None:
+        clock, cuda = self.clock, self.device.type == "cuda"
+        marked = clock.mark
+        current = clock.current
+
+        def peak() -> int | None:
+            return torch.cuda.max_memory_allocated(self.device) if cuda else measuring.peak_rss_bytes()
+
+        def mark(phase: int) -> None:
+            nonlocal current
+            bytes_ = peak()
+            if bytes_ is not None and not current.startswith(phases.CALLBACK):
+                self.memory[current] = max(bytes_, self.memory.get(current, 0))
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            else:
+                measuring.reset_peak_rss()
+            current = clock.names[phase]
+            if marked is not None:
+                marked(phase)
+
+        clock.mark = mark
+        self._looking.callback(setattr, clock, "mark", marked)
+
+    def _trace(self) -> None:
+        if self.plan.role(self._index - 1) == "trace" or self.plan.folder is None:
+            return
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        profiler = torch.profiler.profile(activities=activities)
+        path = self.plan.folder / "trace.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._tracing.callback(profiler.export_chrome_trace, str(path))
+        self._tracing.enter_context(profiler)
+        names = _NamedRanges()
+        self._tracing.callback(names.close)
+        self._tracing.callback(at_timing_door(self._trainer, names))
+        self.traced = path
+
+
+class _NamedRanges:
+    """Writes the loops' actions into torch's profile, so that a trace shows both."""
+
+    def __init__(self) -> None:
+        self._open: list[Any] = []
+
+    def start(self, action: str) -> None:
+        """An action begins."""
+        span = torch.profiler.record_function(action)
+        span.__enter__()
+        self._open.append(span)
+
+    def stop(self, action: str) -> None:
+        """An action ends; one that began before the trace is not in it."""
+        if self._open:
+            self._open.pop().__exit__(None, None, None)
+
+    def close(self) -> None:
+        """End what is still open."""
+        while self._open:
+            self.stop("")

@@ -1,0 +1,125 @@
+"""Steps of a training: how long, how even, and which of them stalled."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_KEPT = 65_536
+_STALL = 3.0
+_MOST_STALLS = 10
+_RECENT = 64
+
+
+@dataclass(frozen=True)
+class Stall:
+    """One step that took more than three times as long as the steps around it, and the phase that grew most."""
+
+    step: int
+    seconds: float
+    typical: float
+    phase: str
+
+
+class StepStatistics:
+    """Counts steps, samples and tokens, keeps the last 65,536 step times, and notices stalls.
+
+    Memory is bounded whatever the length of the run.
+
+    Example::
+
+        >>> steps = StepStatistics()
+        >>> for seconds in (0.1, 0.1, 0.1, 0.3): steps.add(seconds, samples=8, tokens=None)
+        >>> steps.samples_per_second(), steps.percentile(0.5)
+        (53.333333333333336, 0.1)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.samples: int | None = 0
+        self.tokens: int | None = 0
+        self.stalls: list[Stall] = []
+        self._times = array("d")
+        self._typical = self._limit = float("inf")
+
+    def add(self, seconds: float, samples: int | None, tokens: int | None) -> bool:
+        """Count one step; returns whether it stalled, compared with the median of 64 steps before."""
+        count = self.count
+        if count < _KEPT:
+            self._times.append(seconds)
+        else:
+            self._times[count % _KEPT] = seconds
+        self.count = count + 1
+        self.seconds += seconds
+        if samples is None or self.samples is None:
+            self.samples = None
+        else:
+            self.samples += samples
+        if tokens is None or self.tokens is None:
+            self.tokens = None
+        else:
+            self.tokens += tokens
+        if not self.count % _RECENT:
+            last = self.count % _KEPT or len(self._times)
+            self._typical = sorted(self._times[max(last - _RECENT, 0) : last])[-_RECENT // 2]
+            self._limit = _STALL * self._typical
+        return seconds > self._limit
+
+    def stalled(self, seconds: float, before: Sequence[float], after: Sequence[float], names: Sequence[str]) -> None:
+        """Keep a stall with the phase that took most of it; the ten longest are kept."""
+        grown = [b - a for a, b in zip(before, after, strict=False)]
+        phase = names[max(range(len(grown)), key=grown.__getitem__)] if grown else "unknown"
+        self.stalls.append(Stall(self.count, seconds, self._typical, phase))
+        self.stalls.sort(key=lambda stall: -stall.seconds)
+        del self.stalls[_MOST_STALLS:]
+
+    def times(self) -> list[float]:
+        """Step times in seconds: the last 65,536."""
+        return list(self._times)
+
+    def percentile(self, share: float) -> float | None:
+        """The step time below which ``share`` of the steps lie; ``None`` without a step."""
+        ordered = sorted(self._times)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+    def samples_per_second(self) -> float | None:
+        """Samples over the time of steps; ``None`` where the size of a batch is unknown."""
+        return self.samples / self.seconds if self.samples and self.seconds else None
+
+    def tokens_per_second(self) -> float | None:
+        """Tokens over the time of steps; ``None`` where batches hold no token ids."""
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+
+def slowest_rank(own_seconds: Sequence[float], threshold: float = 1.05) -> int | None:
+    """The rank that others wait for: most time outside the gradient exchange; ``None`` if they are within 5 %.
+
+    Args:
+        own_seconds: per rank, seconds per step that do not wait for other ranks (everything but the backward pass).
+        threshold: how much longer than the median of all ranks counts.
+
+    Example::
+
+        >>> slowest_rank([1.0, 1.0, 1.4]), slowest_rank([1.0, 1.01])
+        (2, None)
+    """
+    if len(own_seconds) < 2:
+        return None
+    others = sorted(own_seconds)[: len(own_seconds) - 1]
+    median = others[len(others) // 2]
+    worst = max(range(len(own_seconds)), key=own_seconds.__getitem__)
+    return worst if own_seconds[worst] > threshold * median else None
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Each phase's part of the whole.
+
+    Example::
+
+        >>> shares({"forward": 3.0, "backward": 1.0})
+        {'forward': 0.75, 'backward': 0.25}
+    """
+    whole = sum(seconds.values())
+    return {name: value / whole for name, value in seconds.items()} if whole > 0 else {}
