@@ -14,6 +14,8 @@ NAMES = (
     "demos",
     "image_recipe",
     "language_recipe",
+    "averaged_weights",
+    "range_test",
     "advice",
     "wild_table",
     "readme",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,10 +78,10 @@ def fresh_batches(trainer: Any) -> Iterator[Any]:
     twin = copy.copy(combined)
     twin._iterator = None
     twin.flattened = [_twin(loader) for loader in combined.flattened]
-    twin.limits = combined.limits
+    limit = trainer.num_training_batches
     while True:
         empty = True
-        for batch, _, _ in twin:
+        for batch, _, _ in itertools.islice(twin, int(limit) if math.isfinite(limit) else None):
             empty = False
             yield batch
         if empty:

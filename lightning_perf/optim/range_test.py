@@ -69,8 +69,8 @@ def has_diverged(losses: Sequence[float]) -> bool:
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """A quarter of the rate at which the smoothed loss is lowest; ``None`` if it did not fall.
 
-    On ten pairs of networks and optimizers, with and without a schedule, training at this rate came nearer to training at
-    the best rate than at the steepest slope, at a given share of the fall, or in the longest valley (see the guide).
+    On ten pairs of networks and optimizers, training at this rate, with a schedule that ends at zero, came nearer to
+    training at the best rate than at the steepest slope or at a given share of the fall (``benchmarks.range_test``).
 
     Args:
         rates: growing learning rates.

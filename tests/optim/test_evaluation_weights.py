@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import lightning_perf as lp
-from lightning_perf.host import MisconfigurationException
+from lightning_perf.host import MisconfigurationException, dry_passes
 from lightning_perf.optim.batch_norm import forget_statistics, statistics_from
 from tests.contract.modules import images, make
 from tests.optim.literal_schedule_free import LiteralScheduleFreeSGD
@@ -427,7 +427,9 @@ def recalibrating(way: str) -> lp.OptimizerFactory:
 
 
 @ways
-def test_recalibrated_batch_norms(way: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: Path) -> None:
+def test_recalibrated_batch_norms(
+    way: str, ns: ModuleType, quiet: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Statistics of the averaged weights over the first four batches, by a naive loop; training goes on with its own."""
     saver = ns.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
     module = module_for(way, ns)
@@ -439,6 +441,13 @@ def test_recalibrated_batch_norms(way: str, ns: ModuleType, quiet: dict[str, Any
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
             seen.append(pl_module.net[1].running_var.clone())
 
+    passes: list[int] = []
+
+    def counted(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        passes.append(trainer.global_step)
+        return dry_passes(trainer, *args, **kwargs)
+
+    monkeypatch.setattr("lightning_perf.optim.callback_evaluation.dry_passes", counted)
     callbacks = [recalibrating(way), saver, Watch()]
     fit(ns, quiet, way, callbacks, module=module, train=train, val_check_interval=1, num_sanity_val_steps=1)
     for step in (3, 9, 12):
@@ -454,6 +463,7 @@ def test_recalibrated_batch_norms(way: str, ns: ModuleType, quiet: dict[str, Any
         torch.testing.assert_close(plain.net[1].running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
         assert torch.equal(plain.net[1].running_var, seen[step])
     assert torch.equal(module.net[1].running_var, seen[-1])
+    assert passes == list(range(1, 13))  # once per step, although the third is both validated and saved
     other = module_for(way, ns)
     other.net[3].p = 0.0
     fit(ns, quiet, way, [factory(way)], module=other, train=train, limit_val_batches=0)

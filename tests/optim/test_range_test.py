@@ -134,6 +134,12 @@ def scheduled(module: Any) -> Any:
     return [optimizer], [{"scheduler": lr_scheduler.CosineAnnealingLR(optimizer, 12), "interval": "step"}]
 
 
+def falling(module: Any) -> Any:
+    optimizer = two_groups(module)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: (12 - step) / 12)
+    return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
 def one_cycle(module: Any) -> Any:
     optimizer = two_groups(module)
     scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=[1e-2, 3e-3], total_steps=12)
@@ -144,6 +150,8 @@ CASES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "named": ({"optimizer": "adamw"}, None, {}),
     "groups": ({"optimizer": "sgd", "groups": {"net.4.bias": {"lr": 1e-5}}}, two_groups, {}),
     "kept scheduler": ({"optimizer": "nadam"}, scheduled, {}),
+    "kept lambda": ({"optimizer": "nadam"}, falling, {}),
+    "own with lambda": ({}, falling, {}),
     "kept one_cycle": ({"optimizer": "adamw"}, one_cycle, {}),
     "our schedule": ({"optimizer": "adamw", "schedule": "warmup_cosine", "warmup": 2}, scheduled, {}),
     "ema": ({"optimizer": "adamw", "ema": 0.9}, None, {}),
@@ -159,6 +167,9 @@ def test_the_fit_is_that_of_the_rate_given_by_hand(case: str, ns: ModuleType, qu
     arguments, configure, settings = CASES[case]
     auto = lp.OptimizerFactory(lr="auto", **arguments)
     _, module, watch = fit(ns, quiet, auto, configure, **settings)
+    if not arguments:
+        assert [rates[0] for rates in watch.rates] == [found(auto) * ((12 - step) / 12) for step in range(12)]
+        return
     by_hand = lp.OptimizerFactory(lr=found(auto), **arguments)
     _, other, plain = fit(ns, quiet, by_hand, configure, **settings)
     assert watch.rates == plain.rates
@@ -429,17 +440,20 @@ def test_no_fall_keeps_the_rate(ns: ModuleType, quiet: dict[str, Any]) -> None:
 def test_skipped_batches_and_several_loaders(ns: ModuleType, quiet: dict[str, Any]) -> None:
     """A step that returns ``None`` now and then, a dictionary of loaders of different lengths, a limit of batches."""
     base = type(make("plain", ns))
+    seen: set[float] = set()
 
     class Two(base):  # type: ignore[misc, valid-type]
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             assert set(batch) == {"a", "b"}
+            seen.add(float(batch["a"][0].sum()))
             return None if batch_idx % 5 == 4 else {"loss": super().training_step(batch["a"], batch_idx)}
 
-    loaders = {"a": images(), "b": images(8)}
+    loaders = {"a": images(shuffle=False), "b": images(8)}
     auto = lp.OptimizerFactory("adamw", lr="auto")
     trainer, _, _ = fit(ns, quiet, auto, module=Two(), train=loaders, limit_train_batches=4)
     found(auto)
     assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 8
+    assert len(seen) == 4
 
 
 def test_persistent_workers_keep_their_place(quiet: dict[str, Any]) -> None:
