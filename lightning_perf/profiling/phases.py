@@ -102,7 +102,7 @@ class PhaseClock:
         >>> clock.start("run_training_batch"); clock.start("[Strategy]S.training_step")
         >>> clock.stop("[Strategy]S.training_step"); clock.stop("run_training_batch")
         >>> {name: seconds for name, seconds in clock.seconds().items() if seconds}
-        {'setup': 1.0, 'forward': 1.0, 'loop': 4.0}
+        {'setup': 1.0, 'loop': 4.0, 'forward': 1.0}
     """
 
     def __init__(

@@ -30,9 +30,10 @@ class StepStatistics:
     Example::
 
         >>> steps = StepStatistics()
-        >>> for seconds in (0.1, 0.1, 0.1, 0.3): steps.add(seconds, samples=8, tokens=None)
+        >>> for seconds in (0.125, 0.125, 0.125, 0.625):
+        ...     _ = steps.add(seconds, samples=8, tokens=None)
         >>> steps.samples_per_second(), steps.percentile(0.5)
-        (53.333333333333336, 0.1)
+        (32.0, 0.125)
     """
 
     def __init__(self) -> None:
