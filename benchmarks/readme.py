@@ -106,6 +106,44 @@ def self_log_rows() -> list[str]:
     ]
 
 
+def optimizer_rows() -> list[str]:
+    """Steps of the optimizers of our own: speed against torch's, optimizer state beside it."""
+    rows = []
+    for name, variants, goals in (
+        (
+            "optimizer_zoo",
+            ("schedule_free_adamw", "lion", "prodigy", "ademamix"),
+            (1 / 0.85, 1 / 0.7, 1 / 1.5, 1 / 1.5),
+        ),
+        ("newton_schulz", ("muon",), (12.0,)),
+        ("muon_step_resnet20", ("muon",), (1.0,)),
+        ("muon_step_6_matrices", ("muon",), (1.0,)),
+    ):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        report = Report.from_json(path)
+        for variant, goal in zip(variants, goals, strict=True):
+            ratio = report.ratio("cpu_seconds", variant)
+            states = (
+                {one: report.values("state", one)[0] for one in (report.baseline, variant)}
+                if _has(report, "state")
+                else {}
+            )
+            memory = (
+                " vs ".join(f"{(value or 0) / 1e6:.0f} MB" for value in reversed(states.values())) or "not measured"
+            )
+            rows.append(
+                f"| `{variant}`: {report.title} | **{ratio}** | state {memory} | equal to its formulas (tests) | "
+                f">= {goal:.2f}x | vs {report.baseline} ([raw](benchmarks/results/{name}.json)) |"
+            )
+    return rows
+
+
+def _has(report: Report, key: str) -> bool:
+    return any(quantity.key == key for quantity in report.quantities)
+
+
 def profiler_rows() -> list[str]:
     """What a profile costs per step, and how far its expectations are off."""
     rows = []
@@ -147,7 +185,12 @@ def machine() -> str:
 def main() -> None:
     """Replace what stands between the two marks."""
     head = "| what | speed | peak memory | metric | goal | baseline and samples |\n|---|---|---|---|---|---|\n"
-    table = head + "\n".join([*(row(*one) for one in ROWS), *self_log_rows(), *profiler_rows()]) + "\n\n" + machine()
+    table = (
+        head
+        + "\n".join([*(row(*one) for one in ROWS), *optimizer_rows(), *self_log_rows(), *profiler_rows()])
+        + "\n\n"
+        + machine()
+    )
     before, rest = README.read_text(encoding="utf-8").split(START)
     after = rest.split(END, 1)[1]
     README.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")

@@ -94,6 +94,7 @@ class Observations:
         self._every, self._tell = every, tell
         self._index = 0
         self._role = "timed"
+        self._forget = False
         self._size: tuple[int | None, int | None] | None = None
         self._step_began = self._was_away = 0.0
         self._before: list[float] = []
@@ -125,6 +126,7 @@ class Observations:
     def look(self) -> None:
         """A batch is there: begin to look into its step, if this is one to look into."""
         self._role = role = self.plan.role(self._index)
+        self._forget = role in _NOT_TIMED
         if role == "flops":
             self._count_flops()
         elif role == "memory":
@@ -155,23 +157,21 @@ class Observations:
             return
         self._size = None
         clock = self.clock
-        if self._role in _NOT_TIMED:
-            self._step_began = clock.now()
-            clock.totals[:] = [*self._before, *[0.0] * (len(clock.totals) - len(self._before))]
-            if self._index >= self.plan.last_looked_into:
-                self._role = "timed"
+        away, totals = clock.away, clock.totals
+        if self._forget:
+            now = clock.now()
+            totals[:] = [*self._before, *[0.0] * (len(totals) - len(self._before))]
+            self._forget = False
         else:
             now = self._now()
-            if self.steps.add(now - self._step_began - (clock.away - self._was_away), *size):
-                seconds = now - self._step_began - (clock.away - self._was_away)
-                self.steps.stalled(seconds, self._before, clock.totals, clock.names)
-            self._step_began = now
-        self._was_away = clock.away
-        self._before = clock.totals[:]
-        self._index += 1
+            seconds = now - self._step_began - (away - self._was_away)
+            if self.steps.add(seconds, size[0], size[1]):
+                self.steps.stalled(seconds, self._before, totals, clock.names)
+        self._step_began, self._was_away, self._before = now, away, totals[:]
+        self._index = index = self._index + 1
         if self.timeline is not None:
             self.timeline.poll()
-        if not self._index % self._every:
+        if not index % self._every:
             self._refresh()
             self._tell(self.scalars())
 
@@ -221,7 +221,7 @@ class Observations:
         grown = {name: max(value - last_phases.get(name, 0.0), 0.0) for name, value in now.items()}
         whole = sum(grown.values())
         if whole > 0:
-            found.update({f"profile/share/{name}": value / whole for name, value in grown.items() if value > 0})
+            found.update({f"profile/share/{_key(name)}": value / whole for name, value in grown.items() if value > 0})
         return found
 
     def _refresh(self) -> None:
@@ -286,6 +286,11 @@ class Observations:
         self._tracing.callback(names.close)
         self._tracing.callback(at_timing_door(self._trainer, names))
         self.traced = path
+
+
+def _key(phase: str) -> str:
+    """A phase as part of a metric's name; loggers such as MLflow's take letters, digits, spaces and ``/-_.`` only."""
+    return phase.partition(" (")[0].replace(": ", "/")
 
 
 class _NamedRanges:

@@ -15,7 +15,7 @@ from lightning_perf.host.timing_door import time_calls
 from lightning_perf.profiling import phases
 from lightning_perf.profiling.phases import PhaseClock
 
-_RESULTS = ("update_train_step_metrics", "update_train_epoch_metrics", "on_epoch_end")
+_EPOCH_RESULTS = ("update_train_epoch_metrics", "on_epoch_end")
 
 
 class _Between:
@@ -41,9 +41,11 @@ def listen(trainer: Any, pl_module: Any, clock: PhaseClock, undo: Undo) -> None:
     """
     undo.push(at_timing_door(trainer, clock))
     connector, loop = trainer._logger_connector, trainer.fit_loop
-    for name in _RESULTS:
+    for name in _EPOCH_RESULTS:
         undo.push(time_calls(connector, name, clock, phases.LOGGING))
-    undo.push(time_calls(connector, "log_metrics", clock, phases.LOGGERS))
+    if trainer.loggers:
+        undo.push(time_calls(connector, "update_train_step_metrics", clock, phases.LOGGING))
+        undo.push(time_calls(connector, "log_metrics", clock, phases.LOGGERS))
     undo.push(at_log_door(pl_module, clock, phases.LOGGING))
     between = _Between(clock)
     undo.push(time_calls(loop, "setup_data", between, phases.WORKER_START))

@@ -47,23 +47,18 @@ class StepStatistics:
 
     def add(self, seconds: float, samples: int | None, tokens: int | None) -> bool:
         """Count one step; returns whether it stalled, compared with the median of 64 steps before."""
-        count = self.count
-        if count < _KEPT:
+        self.count = count = self.count + 1
+        if count <= _KEPT:
             self._times.append(seconds)
         else:
-            self._times[count % _KEPT] = seconds
-        self.count = count + 1
+            self._times[count % _KEPT - 1] = seconds
         self.seconds += seconds
-        if samples is None or self.samples is None:
-            self.samples = None
-        else:
-            self.samples += samples
-        if tokens is None or self.tokens is None:
-            self.tokens = None
-        else:
-            self.tokens += tokens
-        if not self.count % _RECENT:
-            last = self.count % _KEPT or len(self._times)
+        if self.samples is not None:
+            self.samples = None if samples is None else self.samples + samples
+        if self.tokens is not None:
+            self.tokens = None if tokens is None else self.tokens + tokens
+        if not count % _RECENT:
+            last = count % _KEPT or len(self._times)
             self._typical = sorted(self._times[max(last - _RECENT, 0) : last])[-_RECENT // 2]
             self._limit = _STALL * self._typical
         return seconds > self._limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from types import ModuleType
 from typing import Any
 
@@ -153,6 +154,7 @@ def test_scalars_go_to_the_loggers(ns: ModuleType, quiet: dict[str, Any], tmp_pa
     assert ours[1]["profile/samples_per_second"] > 0
     shares = {key: value for key, value in ours[1].items() if key.startswith("profile/share/")}
     assert sum(shares.values()) == pytest.approx(1.0)
+    assert all(re.fullmatch(r"[\w\-. /]+", key) for key in ours[1]), "what MLflow accepts as a name"
     assert not any(key.startswith("profile/") for key in make("plain", ns).state_dict())
 
 
