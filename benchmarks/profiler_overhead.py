@@ -2,9 +2,9 @@
 
     python -m benchmarks.profiler_overhead
 
-Two modules: one whose step is next to nothing, where the cost in microseconds is seen best, and one whose step takes about
-a millisecond, where it is seen as a share. The profiler is switched on and off in turns *within one fit*, so that both
-sides share heap and caches; the time of a step is the median of a block of steps, by processor time of one thread.
+Two modules: one whose step is next to nothing and takes about a millisecond in Lightning's loop, and one whose step takes
+two. The profiler is switched on and off in turns *within one fit*, so that both
+sides share heap and caches, in five fits; the time of a step is the first quintile of a block, by processor time of one thread.
 Goals: <= 10 us a step; <= 1 % of a 1 ms step.
 """
 
@@ -29,6 +29,7 @@ from lightning_perf import ThroughputProfiler, hardware, measuring
 
 RESULTS = Path(__file__).parent / "results" / "profiler_overhead.json"
 GOAL_MICROSECONDS, GOAL_SHARE = 10.0, 0.01
+FITS = 5
 
 
 class Step(L.LightningModule):
@@ -50,7 +51,7 @@ class Step(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-MODULES = {"tiny step": (8, 1, 8), "1 ms step": (256, 4, 48)}
+MODULES = {"1 ms step": (8, 1, 8), "2 ms step": (256, 4, 48)}
 
 
 class Switch(L.Callback):
@@ -59,7 +60,7 @@ class Switch(L.Callback):
     The first steps of a block are left out: those in which the profiler looks into memory and keeps a timeline.
     """
 
-    def __init__(self, block: int = 60, skip: int = 10) -> None:
+    def __init__(self, block: int = 300, skip: int = 50) -> None:
         self.block, self.skip = block, skip
         self.blocks: dict[bool, list[float]] = {False: [], True: []}
         self._ticks: list[float] = []
@@ -71,7 +72,7 @@ class Switch(L.Callback):
         if len(self._ticks) <= self.block:
             return
         seconds = [b - a for a, b in pairwise(self._ticks[self.skip :])]
-        self.blocks[self._profiler is not None].append(1e6 * statistics.median(seconds))
+        self.blocks[self._profiler is not None].append(1e6 * statistics.quantiles(seconds, n=5)[0])
         self._ticks.clear()
         if self._profiler is None:
             self._profiler = ThroughputProfiler(flops=False, roofline=False)
@@ -84,8 +85,20 @@ class Switch(L.Callback):
             self._profiler = None
 
 
-def measure_module(width: int, depth: int, batch: int, blocks: int) -> tuple[list[float], list[float]]:
-    """Microseconds per step of the blocks without and with the profiler, in pairs."""
+def measure_module(
+    width: int, depth: int, batch: int, blocks: int, fits: int = FITS
+) -> tuple[list[float], list[float]]:
+    """Microseconds per step of the blocks without and with the profiler, in pairs, over several fits."""
+    plain, profiled = [], []
+    for _ in range(fits):
+        off, on = measure_fit(width, depth, batch, blocks // fits)
+        plain += off
+        profiled += on
+    return plain, profiled
+
+
+def measure_fit(width: int, depth: int, batch: int, blocks: int) -> tuple[list[float], list[float]]:
+    """The pairs of blocks of one fit."""
     switch = Switch()
     steps = 2 * blocks * (switch.block + 1) + 2
     trainer = quiet_trainer([switch], max_epochs=-1, max_steps=steps)
@@ -115,8 +128,8 @@ def measure(blocks: int) -> dict[str, Any]:
             )
     return {
         "benchmark": "profiler_overhead",
-        "unit": "microseconds of processor time per training step, median of a block of 50 steps",
-        "goals": {"tiny step": f"<= {GOAL_MICROSECONDS:g} us", "1 ms step": f"<= {GOAL_SHARE:.0%}"},
+        "unit": "microseconds of processor time per training step, first quintile of a block of 250 steps",
+        "goals": {"1 ms step": f"<= {GOAL_MICROSECONDS:g} us, {GOAL_SHARE:.0%}", "2 ms step": "none set"},
         "machine": hardware.machine(),
         "versions": hardware.versions(),
         "contention": watch.result.sentence(),
@@ -128,7 +141,7 @@ def measure(blocks: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=100, help="blocks of 60 steps on each side")
+    parser.add_argument("--blocks", type=int, default=50, help="blocks of 300 steps on each side")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ class _Span:
         self._start(self._action)
         return self._action
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._stop(self._action)
 
 
@@ -53,20 +53,21 @@ class _SpanAround(_Span):
         self._inner.__enter__()
         return self._action
 
-    def __exit__(self, *exception: object) -> None:
-        self._inner.__exit__(*exception)
-        super().__exit__(*exception)
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._inner.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)
 
 
-class _Spans(dict[str, _Span]):
+class _Spans(dict[str, Any]):
     """Spans by action, made when first asked for. Looking one up is a dictionary's own work, without a frame of Python."""
 
     def __init__(self, listener: Listener) -> None:
         super().__init__()
-        self._listener = listener
+        # A listener that must cost little makes its own context managers and saves a call on either side.
+        self._make = getattr(listener, "span", None) or (lambda action: _Span(action, listener))
 
-    def __missing__(self, action: str) -> _Span:
-        span = _Span(action, self._listener)
+    def __missing__(self, action: str) -> Any:
+        span = self._make(action)
         if len(self) < _MOST_SPANS:
             self[action] = span
         return span
@@ -93,7 +94,7 @@ class ChainedProfiler:
     """The user's profiler with listeners around it; everything else (``describe``, ``setup``, ...) is the user's."""
 
     #: A context manager around one action.
-    profile: Callable[[str], _Span]
+    profile: Callable[[str], Any]
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner

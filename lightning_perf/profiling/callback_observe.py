@@ -22,6 +22,7 @@ from lightning_perf.profiling.steps import StepStatistics
 
 _WARM_UP = 2
 _TIMELINE_STEPS = 3
+_ALIKE = 16
 _NOT_TIMED = ("warm-up", "flops", "memory", "trace")
 #: Below so many batches nothing is left out as warm-up, and every step is looked into and timed as well.
 _SHORT = 8
@@ -95,7 +96,11 @@ class Observations:
         self._index = 0
         self._role = "timed"
         self._forget = False
-        self._size: tuple[int | None, int | None] | None = None
+        self._trained = self._steady = False
+        self._looks_on = True
+        self._size: tuple[int | None, int | None] = (None, None)
+        self._same = self._alike = self._before_index = 0
+        self._progress = trainer.fit_loop.epoch_loop.batch_progress
         self._step_began = self._was_away = 0.0
         self._before: list[float] = []
         self._looking, self._tracing = ExitStack(), ExitStack()
@@ -144,41 +149,66 @@ class Observations:
             self.spans = self.clock.recorded()
         if role == "trace" != following:
             self._tracing.close()
-        return self._index < self.plan.last_looked_into
+        self._looks_on = self._index < self.plan.last_looked_into
+        return self._looks_on
 
     def saw(self, batch: Any) -> None:
         """What the step under way was made of."""
-        self._size = self.meter(batch)
+        self._trained = True
+        if self._steady:  # batches of one size: look at every sixteenth, and at the last of an epoch
+            self._same += 1
+            if self._same & 15 and not self._progress.is_last_batch:
+                return
+            self._same -= 1
+        size = self.meter(batch)
+        if size == self._size:
+            self._alike += 1
+            self._steady = self._alike >= _ALIKE
+            self._same += 1
+        else:
+            self.steps.add_samples(self._same, self._size)
+            self._same, self._size = 1, size
+            if not self._progress.is_last_batch:
+                self._alike, self._steady = 0, False
 
     def next_batch(self) -> None:
         """The loop asks for the next batch: one step ends, another begins."""
-        size = self._size
-        if size is None:  # nothing was trained since, as at the end of a loader that does not know its length
+        if not self._trained:  # as at the end of a loader that does not know its length
             return
-        self._size = None
+        self._trained = False
         clock = self.clock
-        away, totals = clock.away, clock.totals
+        away = clock.away
         if self._forget:
             now = clock.now()
-            totals[:] = [*self._before, *[0.0] * (len(totals) - len(self._before))]
+            totals, before = clock.totals, self._before
+            totals[:] = [*before, *[0.0] * (len(totals) - len(before))]
             self._forget = False
+            self._same -= 1
         else:
             now = self._now()
             seconds = now - self._step_began - (away - self._was_away)
-            if self.steps.add(seconds, size[0], size[1]):
-                self.steps.stalled(seconds, self._before, totals, clock.names)
-        self._step_began, self._was_away, self._before = now, away, totals[:]
+            if self.steps.add(seconds):
+                self.steps.stalled(seconds, self._before, clock.totals, clock.names, self._index - self._before_index)
+        self._step_began, self._was_away = now, away
         self._index = index = self._index + 1
+        if self._looks_on or not index & 63:
+            self._before, self._before_index = clock.totals[:], index
         if self.timeline is not None:
             self.timeline.poll()
         if not index % self._every:
+            self._count_samples()
             self._refresh()
             self._tell(self.scalars())
+
+    def _count_samples(self) -> None:
+        self.steps.add_samples(self._same, self._size)
+        self._same = 0
 
     def finish(self, processor: Any) -> None:
         """Training is over, or was broken off."""
         self.close()
         self.next_batch()
+        self._count_samples()
         self.spans = self.spans or self.clock.recorded()
         self.clock.unwind(self._depth)
         self.seconds = phases.by_phase(self.clock.seconds())

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SETUP = "setup"
 DATA_WAIT = "data wait"
@@ -124,7 +124,7 @@ class PhaseClock:
         for name in (SETUP, *BETWEEN_STEPS):
             self.index_of(name)
         self._hot = _hot_functions(clock, self.totals, self._learn)
-        self.start, self.stop = self._hot.start, self._hot.stop
+        self.start, self.stop, self.span = self._hot.start, self._hot.stop, self._hot.span
         self._hot.turn(self._table)
         self.mark = mark
 
@@ -236,6 +236,7 @@ class _Hot(NamedTuple):
 
     start: Callable[[str], None]
     stop: Callable[[str], None]
+    span: Callable[[str], Any]
     charge: Callable[[], float]
     where: Callable[[], tuple[int, int]]
     turn: Callable[[dict[str, int]], None]
@@ -273,6 +274,38 @@ def _hot_functions(clock: Callable[[], float], totals: list[float], learn: Calla
         if tell is not None:
             tell(now, current, None)
 
+    def span(action: str) -> Any:
+        """A context manager that does the work of start and stop itself, to be used again and again."""
+
+        class Span:
+            __slots__ = ()
+
+            def __enter__(self) -> str:
+                nonlocal current, since
+                now = clock()
+                phase = get(action)
+                if phase is None:
+                    phase = learn(action)
+                totals[current] += now - since
+                since = now
+                push(current)
+                current = phase
+                if tell is not None:
+                    tell(now, phase, action)
+                return action
+
+            def __exit__(self, kind: object, error: object, trace: object) -> None:
+                nonlocal current, since
+                now = clock()
+                totals[current] += now - since
+                since = now
+                if stack:
+                    current = pop()
+                if tell is not None:
+                    tell(now, current, None)
+
+        return Span()
+
     def charge() -> float:
         nonlocal since
         now = clock()
@@ -288,7 +321,7 @@ def _hot_functions(clock: Callable[[], float], totals: list[float], learn: Calla
         nonlocal tell
         tell = listener
 
-    return _Hot(start, stop, charge, lambda: (current, len(stack)), turn, watch)
+    return _Hot(start, stop, span, charge, lambda: (current, len(stack)), turn, watch)
 
 
 def _spans(events: list[tuple[float, int, str | None]], names: list[str]) -> Iterator[Span]:

@@ -31,7 +31,8 @@ class StepStatistics:
 
         >>> steps = StepStatistics()
         >>> for seconds in (0.125, 0.125, 0.125, 0.625):
-        ...     _ = steps.add(seconds, samples=8, tokens=None)
+        ...     _ = steps.add(seconds)
+        >>> steps.add_samples(4, (8, None))
         >>> steps.samples_per_second(), steps.percentile(0.5)
         (32.0, 0.125)
     """
@@ -45,7 +46,7 @@ class StepStatistics:
         self._times = array("d")
         self._typical = self._limit = float("inf")
 
-    def add(self, seconds: float, samples: int | None, tokens: int | None) -> bool:
+    def add(self, seconds: float) -> bool:
         """Count one step; returns whether it stalled, compared with the median of 64 steps before."""
         self.count = count = self.count + 1
         if count <= _KEPT:
@@ -53,19 +54,37 @@ class StepStatistics:
         else:
             self._times[count % _KEPT - 1] = seconds
         self.seconds += seconds
-        if self.samples is not None:
-            self.samples = None if samples is None else self.samples + samples
-        if self.tokens is not None:
-            self.tokens = None if tokens is None else self.tokens + tokens
         if not count % _RECENT:
             last = count % _KEPT or len(self._times)
             self._typical = sorted(self._times[max(last - _RECENT, 0) : last])[-_RECENT // 2]
             self._limit = _STALL * self._typical
         return seconds > self._limit
 
-    def stalled(self, seconds: float, before: Sequence[float], after: Sequence[float], names: Sequence[str]) -> None:
-        """Keep a stall with the phase that took most of it; the ten longest are kept."""
-        grown = [b - a for a, b in zip(before, after, strict=False)]
+    def add_samples(self, batches: int, size: tuple[int | None, int | None]) -> None:
+        """Count the samples and the tokens of so many batches of that size; one of unknown size makes the rate unknown."""
+        if not batches:
+            return
+        samples, tokens = size
+        if self.samples is not None:
+            self.samples = None if samples is None else self.samples + batches * samples
+        if self.tokens is not None:
+            self.tokens = None if tokens is None else self.tokens + batches * tokens
+
+    def stalled(
+        self, seconds: float, before: Sequence[float], after: Sequence[float], names: Sequence[str], steps: int = 1
+    ) -> None:
+        """Keep a stall with the phase that took most of it; the ten longest are kept.
+
+        Args:
+            seconds: of the step that stalled.
+            before: seconds of every phase up to some step before.
+            after: seconds of every phase now.
+            names: of the phases.
+            steps: from ``before`` to ``after``; all but the one that stalled are taken to have been usual ones.
+        """
+        share = max(steps - 1, 0) / max(self.count - 1, 1)
+        known = [*before, *[0.0] * (len(after) - len(before))]
+        grown = [b - a - share * a for a, b in zip(known, after, strict=True)]
         phase = names[max(range(len(grown)), key=grown.__getitem__)] if grown else "unknown"
         self.stalls.append(Stall(self.count, seconds, self._typical, phase))
         self.stalls.sort(key=lambda stall: -stall.seconds)

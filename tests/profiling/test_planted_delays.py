@@ -61,13 +61,15 @@ class Recorder(ThroughputProfiler):
         super().on_train_start(trainer, pl_module)
         observed = self._observed
         assert isinstance(observed, Observations)
-        count = observed.next_batch
+        count, last = observed.next_batch, observed.clock.seconds()
 
         def next_batch() -> None:
-            now, before = observed.clock.seconds(), dict(zip(observed.clock.names, observed._before, strict=False))
-            if observed._size is not None:
-                self.rows.append({name: value - before.get(name, 0.0) for name, value in now.items()})
+            nonlocal last
+            now = observed.clock.seconds()
+            if observed._trained:
+                self.rows.append({name: value - last.get(name, 0.0) for name, value in now.items()})
             count()
+            last = observed.clock.seconds()
 
         observed.clock.at_next_batch = next_batch
 

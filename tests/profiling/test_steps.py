@@ -11,7 +11,9 @@ from lightning_perf.profiling.steps import StepStatistics, slowest_rank
 def test_rates_and_percentiles() -> None:
     steps = StepStatistics()
     for index in range(100):
-        steps.add(0.01 * (index + 1), samples=4, tokens=40)
+        steps.add(0.01 * (index + 1))
+    steps.add_samples(90, (4, 40))
+    steps.add_samples(10, (4, 40))
     assert steps.count == 100
     assert steps.seconds == pytest.approx(50.5)
     assert steps.samples_per_second() == pytest.approx(400 / 50.5)
@@ -21,8 +23,10 @@ def test_rates_and_percentiles() -> None:
 
 def test_one_unknown_batch_makes_the_rate_unknown() -> None:
     steps = StepStatistics()
-    steps.add(1.0, samples=4, tokens=None)
-    steps.add(1.0, samples=None, tokens=None)
+    steps.add(1.0)
+    steps.add(1.0)
+    steps.add_samples(1, (4, None))
+    steps.add_samples(1, (None, None))
     assert steps.samples_per_second() is None
     assert steps.tokens_per_second() is None
     assert StepStatistics().percentile(0.5) is None
@@ -33,20 +37,29 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEPT", 5)
     steps = StepStatistics()
     for value in range(12):
-        steps.add(float(value), 1, None)
+        steps.add(float(value))
     assert sorted(steps.times()) == [7, 8, 9, 10, 11]
     assert steps.count == 12
 
 
 def test_a_stall_names_the_phase_that_grew() -> None:
     steps = StepStatistics()
-    stalled = [steps.add(0.1, 1, None) for _ in range(64)]
+    stalled = [steps.add(0.1) for _ in range(64)]
     assert not any(stalled)
-    assert not steps.add(0.29, 1, None)
-    assert steps.add(0.5, 1, None)
+    assert not steps.add(0.29)
+    assert steps.add(0.5)
     steps.stalled(0.5, before=[1.0, 1.0], after=[1.05, 1.4, 0.05], names=["forward", "data wait", "checkpoint"])
     (stall,) = steps.stalls
     assert (stall.step, stall.seconds, stall.typical, stall.phase) == (66, 0.5, 0.1, "data wait")
+
+
+def test_a_stall_among_usual_steps_since_the_last_look() -> None:
+    """Forward grows by a second a step, data wait by 0.1; of five steps since the look one waited 2 seconds for data."""
+    steps = StepStatistics()
+    for _ in range(105):
+        steps.add(1.1)
+    steps.stalled(3.0, before=[100.0, 10.0], after=[105.0, 12.4], names=["forward", "data wait"], steps=5)
+    assert steps.stalls[0].phase == "data wait"
 
 
 def test_the_longest_stalls_are_kept() -> None:
