@@ -23,7 +23,7 @@ import lightning_perf as lp
 from benchmarks.goals import Goal, publish, quiet_trainer
 
 PAIRS = 40
-STEPS = 24
+STEPS = 40
 VOCABULARY = 1_000
 BLOCK = 35
 

@@ -3,8 +3,8 @@
     python -m benchmarks.profiler_overhead
 
 Two modules: one whose step is next to nothing and takes about a millisecond in Lightning's loop, and one whose step takes
-two. The profiler is switched on and off in turns *within one fit*, so that both
-sides share heap and caches, in five fits; the time of a step is the first quintile of a block, by processor time of one thread.
+two. The profiler is switched on and off in turns *within one fit*, so that both sides share heap and caches, in five
+fits; the time of a step is the first quintile of a block, by processor time of one thread.
 Goals: <= 10 us a step; <= 1 % of a 1 ms step.
 """
 
