@@ -58,21 +58,44 @@ def _seconds(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d+(\.\d*)?", text) else None
 
 
-def sizes(candidates: int, finalists: int = FINALISTS, factor: int = FACTOR) -> list[int]:
-    """How many candidates run in each rung, from all to the finalists in even steps of about ``factor``.
+def usual_cuts(candidates: int) -> int:
+    """How often a field is cut to about a third until the finalists are left.
 
     Example::
 
-        >>> sizes(18), sizes(9), sizes(2)
-        ([18, 7, 3], [9, 3], [2])
+        >>> usual_cuts(18), usual_cuts(9), usual_cuts(2)
+        (2, 1, 0)
     """
-    if candidates <= finalists:
-        return [candidates]
-    cuts = max(1, round(math.log(candidates / finalists, factor)))
-    return [round(candidates * (finalists / candidates) ** (cut / cuts)) for cut in range(cuts + 1)]
+    return 0 if candidates <= FINALISTS else max(1, round(math.log(candidates / FINALISTS, FACTOR)))
 
 
-def shares(rungs: int, factor: int = FACTOR) -> list[float]:
+def sizes(candidates: int, cuts: int | None = None) -> list[int]:
+    """How many candidates run in each rung, from all to the finalists, in ``cuts`` even steps (default: the usual number).
+
+    Example::
+
+        >>> sizes(18), sizes(18, cuts=1), sizes(2)
+        ([18, 7, 3], [18, 3], [2])
+    """
+    cuts = usual_cuts(candidates) if cuts is None else min(cuts, usual_cuts(candidates))
+    return [round(candidates * (min(1.0, FINALISTS / candidates)) ** (cut / max(1, cuts))) for cut in range(cuts + 1)]
+
+
+def sizes_for_steps(candidates: int, steps: float) -> list[int]:
+    """The rungs where a finalist trains ``steps`` steps: as many as leave the first one ``FEWEST_STEPS``, two at least.
+
+    Example::
+
+        >>> sizes_for_steps(18, 500), sizes_for_steps(18, 60)
+        ([18, 7, 3], [18, 3])
+    """
+    cuts = usual_cuts(candidates)
+    while cuts > 1 and steps / FACTOR**cuts < FEWEST_STEPS:
+        cuts -= 1
+    return sizes(candidates, cuts)
+
+
+def shares(rungs: int) -> list[float]:
     """The length of each rung's runs as a part of a finalist's.
 
     Example::
@@ -80,7 +103,7 @@ def shares(rungs: int, factor: int = FACTOR) -> list[float]:
         >>> shares(3)
         [0.1111111111111111, 0.3333333333333333, 1.0]
     """
-    return [1 / factor ** (rungs - 1 - rung) for rung in range(rungs)]
+    return [1 / FACTOR ** (rungs - 1 - rung) for rung in range(rungs)]
 
 
 def runs_per_rung(field: Sequence[int], seeds: int) -> list[int]:
@@ -158,32 +181,34 @@ def _even(steps: int, evaluations: int, seconds: float | None) -> Pace:
     return Pace(steps // checks * checks, checks, seconds)
 
 
-def affordable_field(candidates: int, seconds: float, seeds: int, cost: Cost, overhead: float) -> int:
-    """The largest field, up to ``candidates``, whose first rung still gets ``FEWEST_STEPS`` steps and a validation; or 0.
+def affordable_sizes(candidates: int, seconds: float, seeds: int, cost: Cost, overhead: float) -> list[int]:
+    """The rungs of the largest field, up to ``candidates``, for which ``seconds`` last; empty if they do not for one.
+
+    The first rung needs ``FEWEST_STEPS`` steps and a validation. Rather than leave candidates out, rungs are.
 
     Example::
 
-        >>> affordable_field(18, seconds=300.0, seeds=3, cost=Cost(0.1, 0.5), overhead=5.0)
-        15
+        >>> affordable_sizes(18, seconds=300.0, seeds=3, cost=Cost(0.1, 0.5), overhead=5.0)
+        [18, 3]
+        >>> affordable_sizes(18, seconds=200.0, seeds=3, cost=Cost(0.1, 0.5), overhead=5.0)
+        [5, 3]
     """
     for count in range(candidates, 0, -1):
-        field = sizes(count)
-        parts = shares(len(field))
-        first = parts[0] * finalist_seconds(seconds, runs_per_rung(field, seeds), parts, overhead)
-        if first >= FEWEST_STEPS * cost.step + cost.validation:
-            return count
-    return 0
+        for cuts in range(usual_cuts(count), min(1, usual_cuts(count)) - 1, -1):
+            field = sizes(count, cuts)
+            if seconds_needed(field, seeds, cost, overhead) <= seconds:
+                return field
+    return []
 
 
-def seconds_needed(candidates: int, seeds: int, cost: Cost, overhead: float) -> float:
-    """The smallest budget that :func:`affordable_field` grants to ``candidates``.
+def seconds_needed(field: Sequence[int], seeds: int, cost: Cost, overhead: float) -> float:
+    """Seconds of a race whose first rung gives every run ``FEWEST_STEPS`` steps and a validation.
 
     Example::
 
-        >>> seconds_needed(1, seeds=3, cost=Cost(0.1, 0.5), overhead=5.0)
+        >>> seconds_needed([1], seeds=3, cost=Cost(0.1, 0.5), overhead=5.0)
         45.0
     """
-    field = sizes(candidates)
     runs, parts = runs_per_rung(field, seeds), shares(len(field))
     finalist = (FEWEST_STEPS * cost.step + cost.validation) / parts[0]
     return overhead * sum(runs) + finalist * sum(count * part for count, part in zip(runs, parts, strict=True))
