@@ -118,7 +118,7 @@ def given_candidates(optimizers: Sequence[str | Mapping[str, Any]]) -> list[Cand
         try:
             candidate.factory()
         except TypeError as error:
-            raise ValueError(f"{dict(candidate.arguments or {})!r} are no arguments of OptimizerFactory: {error}") from error
+            raise ValueError(f"{candidate.arguments!r} are no arguments of OptimizerFactory: {error}") from error
     names = [candidate.name for candidate in found]
     if len(set(names)) < len(names):
         raise ValueError(f"optimizers holds equal candidates: {names}; name each once.")

@@ -36,11 +36,10 @@ class Trial(Protocol):
 
 @dataclass
 class Rung:
-    """What was planned and what has run in one rung; ``complete`` once every run has taken place."""
+    """What was planned and what has run in one rung."""
 
     plan: dict[str, Pace]
     runs: list[Run] = field(default_factory=list)
-    complete: bool = False
 
 
 class Contest:
@@ -82,6 +81,7 @@ class Contest:
         self.left_out: list[Candidate] = []
         self.rungs: list[Rung] = []
         self.sizes: list[int] = []
+        self.over = False
         self.spent = 0.0
         self._done = 0
         self._latest: dict[str, Run] = {}
@@ -102,8 +102,9 @@ class Contest:
             if index:
                 going = self._best(going, size)
             if not going:
-                return
+                break
             self._run_rung(index, [OWN, *going])
+        self.over = True
 
     @property
     def is_final(self) -> bool:
@@ -167,7 +168,6 @@ class Contest:
             for name in names:
                 self._tell(self._done, total, f"rung {index + 1} of {len(self.sizes)}: {name}")
                 rung.runs.append(self._one(label, by_name[name], self.seed + offset, plan[name]))
-        rung.complete = True
 
     def _plan(self, index: int, entries: Sequence[Candidate]) -> dict[str, Pace]:
         assert self.probe is not None

@@ -130,4 +130,4 @@ def _lr_share(optimizers: list[Any]) -> float | None:
     if len(optimizers) != 1:
         return None
     found = usual.get(type(optimizers[0]).__name__)
-    return reference_lr(optimizers[0]) / found if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    return reference_lr(optimizers[0]) / found if isinstance(found, float) else None

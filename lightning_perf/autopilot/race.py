@@ -138,7 +138,9 @@ def race(
     return report if config is None else _with_configs(report, config, contest, files)
 
 
-def _check(config: str | Path | None, *, seeds: int, mode: str | None, overrides: Any, resume: bool, folder: Any) -> None:
+def _check(
+    config: str | Path | None, *, seeds: int, mode: str | None, overrides: Any, resume: bool, folder: Any
+) -> None:
     if seeds < 1:
         raise ValueError(f"seeds={seeds} runs no finalist; give at least 1, or 3 for an interval.")
     if mode not in (None, "min", "max"):
@@ -147,13 +149,17 @@ def _check(config: str | Path | None, *, seeds: int, mode: str | None, overrides
         if overrides:
             raise ValueError(f"overrides={list(overrides)} are for a config; a function sets its own Trainer.")
         if resume and folder is None:
-            raise ValueError("resume=True needs the folder of the race; a function's race is kept only where one is named.")
+            raise ValueError(
+                "resume=True needs the folder of the race; a function's race is kept only where one is named."
+            )
         return
     if not Path(config).is_file():
         raise ValueError(f"config {str(config)!r} does not exist; give the path of a YAML file.")
     replaced = [word for word in overrides if word.startswith("--trainer.callbacks=")]
     if replaced:
-        raise ValueError(f"overrides={replaced} would replace the candidate's callback; append with --trainer.callbacks+=.")
+        raise ValueError(
+            f"overrides={replaced} would replace the candidate's callback; append with --trainer.callbacks+=."
+        )
 
 
 def _in_process(factory: Factory, mode: str | None) -> Trial:
@@ -164,7 +170,7 @@ def _in_process(factory: Factory, mode: str | None) -> Trial:
         seed_everything(seed)
         trainer, module, data = fresh(factory, "the function")
         if any(known() is one for known in seen for one in (trainer, module)):
-            raise BadFactory("the function returned a Trainer or module that has been trained already; build both inside it.")
+            raise BadFactory("the function returned what has been trained already; build Trainer and module inside it.")
         seen[:] = [known for known in seen if known() is not None] + [weakref.ref(trainer), weakref.ref(module)]
         stopwatch, pacer = Stopwatch(metric or monitored_metric(trainer), mode), Pacer(pace)
         make_way(trainer)
@@ -218,7 +224,7 @@ def _with_configs(report: Report, config: str | Path, contest: Contest, files: R
     for name in report.variants:
         if name != BASELINE:
             configs[name] = str(files.keep_config(by_name[name], config_with(config, by_name[name])))
-    if contest.is_final and contest.rungs[-1].complete and files.folder is not None:
+    if contest.over and files.folder is not None:
         shutil.copyfile(configs[winner(report)], files.folder / "winner.yaml")
     return dataclasses.replace(report, configs=configs)
 
@@ -228,7 +234,7 @@ def _where(config: str | Path | None, files: RaceFiles) -> str:
     if config is None:
         return f"All runs shared one process: peak memory depends on what ran before.{kept}"
     return (
-        f"Every run had a process of its own; peak memory is resident memory above its value when the fit was set up.{kept}"
+        f"Every run had its own process; peak memory is resident memory above its value when the fit was set up.{kept}"
     )
 
 

@@ -47,12 +47,12 @@ class RaceFiles:
 
     def _checked(self, found: dict[str, Any]) -> dict[str, Any]:
         if found.get("format") != _FORMAT:
-            raise ValueError(f"{str(self.folder)!r} was written by another version ({found.get('format')}); use a new folder.")
+            raise ValueError(f"{str(self.folder)!r} is of another version ({found.get('format')}); use a new folder.")
         wanted, was = self._state["settings"], found["settings"]
         other = sorted(key for key in wanted.keys() | was.keys() if wanted.get(key) != was.get(key))
         if other:
             changes = ", ".join(f"{key}: {_short(was.get(key))} then, {_short(wanted.get(key))} now" for key in other)
-            raise ValueError(f"the race in {str(self.folder)!r} was started with other settings ({changes}); use a new folder.")
+            raise ValueError(f"the race in {str(self.folder)!r} has other settings ({changes}); use a new folder.")
         return found
 
     def plan(self, rung: str) -> dict[str, Pace] | None:

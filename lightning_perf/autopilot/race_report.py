@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lightning_perf.autopilot import halving
@@ -71,7 +71,7 @@ def _best(
     key: str,
     higher: bool,
     eligible: Callable[[Sequence[float | None]], bool],
-    without: set[str] = frozenset(),  # type: ignore[assignment]
+    without: Collection[str] = (),
 ) -> str | None:
     medians: dict[str, float] = {}
     for name in report.variants:
@@ -85,7 +85,8 @@ def _best(
 
 def _judged(report: Report, quantity: Quantity, name: str, words: str) -> Pick:
     interval = report.comparison(quantity.key, name)
-    shown = quantity.text(statistics.median([value for value in report.values(quantity.key, name) if value is not None]))
+    known = [value for value in report.values(quantity.key, name) if value is not None]
+    shown = quantity.text(statistics.median(known))
     if interval is None:
         reasons = "; ".join(dict.fromkeys(report.left_out(quantity.key, name).values()))
         return Pick(name, None, False, f"{words}: {name}, {shown}; not compared with {report.baseline} ({reasons}).")
@@ -117,7 +118,9 @@ def winner(report: Report) -> str:
     return next((pick.name for pick in picks if pick.resolved), report.baseline)
 
 
-def race_report(contest: Contest, *, title: str, target: float | None, notes: Sequence[str], interrupted: bool) -> Report:
+def race_report(
+    contest: Contest, *, title: str, target: float | None, notes: Sequence[str], interrupted: bool
+) -> Report:
     """Table of the finalists, picks, standings."""
     runs, rung = _shown(contest)
     goal = target if target is not None else _own_end(runs, contest.mode)
@@ -135,7 +138,9 @@ def race_report(contest: Contest, *, title: str, target: float | None, notes: Se
         said.insert(0, f"Interrupted after {contest.spent:.0f} s of runs; what was known then is shown.")
     report = Report(title=title, baseline=BASELINE, runs=runs, quantities=quantities, notes=said)
     if not _seeds_matter(report):
-        alike = "Every seed gave the same run: the module, or the function that builds it, seeds itself. The intervals hold no noise."
+        alike = (
+            "Every seed gave the same run: the module, or what builds it, seeds itself. The intervals hold no noise."
+        )
         report = dataclasses.replace(report, notes=(alike, *report.notes))
     return dataclasses.replace(report, sections=(_picks(report, contest), _standings(contest)))
 
@@ -166,8 +171,9 @@ def _with_time_to(run: Run, metric: str | None, target: float | None, mode: str)
     if reached is None and run.error is None:
         missing["seconds_to_target"] = "there is no target" if target is None else f"{target:.4g} was not reached"
     # What a factory says is the same in every run, and the standings tell the rest.
-    notes = () if run.variant != BASELINE else tuple(note for note in run.notes if note.startswith("stopped"))
-    return dataclasses.replace(run, quantities={**run.quantities, "seconds_to_target": reached}, missing=missing, notes=notes)
+    notes = tuple(note for note in run.notes if note.startswith("stopped"))
+    quantities = {**run.quantities, "seconds_to_target": reached}
+    return dataclasses.replace(run, quantities=quantities, missing=missing, notes=notes)
 
 
 def _how(contest: Contest, rung: Rung | None, target: float | None, goal: float | None) -> list[str]:
@@ -194,8 +200,10 @@ def _how(contest: Contest, rung: Rung | None, target: float | None, goal: float 
 
 def _picks(report: Report, contest: Contest) -> Section:
     picks = [pick_by_time(report), pick_by_metric(report)]
-    if not contest.is_final or not contest.rungs[-1].complete:
+    if not contest.over:
         sentences = ["The race is not over: there is no pick yet."]
+    elif not contest.is_final:
+        sentences = [f"No candidate is left: all failed or diverged. Keep {BASELINE}."]
     else:
         best = winner(report)
         lines = {one.name: python_line(one) for one in contest.candidates}
@@ -226,7 +234,8 @@ def _scores(contest: Contest, candidate: Candidate, quantity: Quantity) -> list[
 
 
 def _fate(contest: Contest, candidate: Candidate) -> str:
-    runs = [(index, run) for index, rung in enumerate(contest.rungs) for run in rung.runs if run.variant == candidate.name]
+    indexed = [(index, run) for index, rung in enumerate(contest.rungs) for run in rung.runs]
+    runs = [(index, run) for index, run in indexed if run.variant == candidate.name]
     errors = [run.error for _, run in runs if run.error is not None]
     if errors:
         return (errors[0].strip().splitlines() or ["failed"])[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,11 +17,30 @@ from lightning_perf.autopilot.race_report import winner
 _INTERRUPTED = 130
 
 
+def candidate_of(text: str) -> Any:
+    """A name, or arguments of OptimizerFactory in YAML; ``1e-3`` is a number here, which YAML alone takes for a word.
+
+    Example::
+
+        >>> candidate_of("{optimizer: adamw, lr: [1e-3, 0.01]}")
+        {'optimizer': 'adamw', 'lr': [0.001, 0.01]}
+    """
+    return _with_numbers(yaml.safe_load(text))
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?e[+-]?\d+", value) else value
+
+
 def run(args: Sequence[str]) -> int:
     """The command: parse ``args``, race, print the tables, write the files that were asked for."""
     parser = argparse.ArgumentParser("lightning-perf race", description=race.__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--config", required=True, help="a YAML file that `lightning-perf fit` accepts")
-    parser.add_argument("--budget", default="10m", help="time for the race (10m, 90s, 1h30m) or '500 steps' per finalist")
+    parser.add_argument("--budget", default="10m", help="time of the race (10m, 1h30m) or '500 steps' per finalist")
     parser.add_argument("--metric", help="name that the module logs in validation")
     parser.add_argument("--mode", choices=("max", "min"), help="which direction of the metric is better")
     parser.add_argument("--target", type=float, help="value of the metric for the time to it")
@@ -28,7 +49,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument(
         "--optimizer",
         action="append",
-        type=yaml.safe_load,
+        type=candidate_of,
         help="a candidate: a name, or arguments of OptimizerFactory such as '{optimizer: adamw, lr: [1e-3, 3e-3]}'; give it "
         "once or more, or leave it out for the defaults",
     )

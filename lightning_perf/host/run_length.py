@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_MISSING = object()
-
 
 def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[], None]:
     """End a fit after ``steps`` optimizer steps, and validate after every ``validate_every`` batches.
@@ -27,7 +25,7 @@ def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[]
         (trainer, "val_check_interval", validate_every),
         (trainer, "_val_check_time_interval", None),  # Lightning 2.6 and later
     ]
-    settings = [(owner, name, value) for owner, name, value in settings if getattr(owner, name, _MISSING) is not _MISSING]
+    settings = [one for one in settings if hasattr(one[0], one[1])]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     for owner, name, value in settings:
         setattr(owner, name, value)
