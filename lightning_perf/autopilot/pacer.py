@@ -12,7 +12,7 @@ import torch
 
 from lightning_perf.autopilot.halving import Pace
 from lightning_perf.host import PerfCallback, is_a
-from lightning_perf.host.run_length import configured_steps, set_run_length
+from lightning_perf.host.run_length import configured_steps, own_max_steps, set_run_length
 from lightning_perf.optim.rebind import reference_lr
 from lightning_perf.optim.registry import list_optimizers
 from lightning_perf.report import Run
@@ -33,6 +33,8 @@ class Pacer(PerfCallback):
         pace: steps, validations and seconds.
         clock: seconds; injected by tests.
     """
+
+    essential = True
 
     def __init__(self, pace: Pace, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(**dataclasses.asdict(pace))
@@ -55,7 +57,7 @@ class Pacer(PerfCallback):
         if stage != "fit":
             return
         self._reset()
-        self._max_steps = trainer.fit_loop.epoch_loop.max_steps
+        self._max_steps = own_max_steps(trainer)
         every = max(1, self.pace.steps // self.pace.evaluations) * trainer.accumulate_grad_batches
         self.undo(trainer).push(set_run_length(trainer, self.pace.steps, every))
 

@@ -8,25 +8,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_perf.host.doors import require
+
 
 def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[], None]:
     """End a fit after ``steps`` optimizer steps, and validate after every ``validate_every`` batches.
 
-    The Trainer's own limits still hold where they come first. To be called in ``setup`` or before: whatever asks for
+    The Trainer's own limits still hold where they come first; its minima do not. To be called in ``setup`` or before: whatever asks for
     ``trainer.estimated_stepping_batches`` later is told this run's length. Returns what puts the settings back.
+
+    Raises:
+        DoorClosed: this release of Lightning keeps a setting elsewhere.
     """
-    loop = trainer.fit_loop
-    own = loop.epoch_loop.max_steps
+    loop = require(trainer, "fit_loop")
+    batches = require(loop, "epoch_loop")
+    own = own_max_steps(trainer)
     settings = [
-        (loop.epoch_loop, "max_steps", steps if own == -1 else min(steps, own)),
-        (loop.epoch_loop, "min_steps", None),
+        (batches, "max_steps", steps if own == -1 else min(steps, own)),
+        (batches, "min_steps", None),
         (loop, "min_epochs", None),
         (trainer, "check_val_every_n_epoch", None),
         (trainer, "val_check_interval", validate_every),
-        (trainer, "_val_check_time_interval", None),  # Lightning 2.6 and later
     ]
-    settings = [one for one in settings if hasattr(one[0], one[1])]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    if hasattr(trainer, "_val_check_time_interval"):  # Lightning 2.6 and later
+        settings.append((trainer, "_val_check_time_interval", None))
+    before = [(owner, name, require(owner, name)) for owner, name, _ in settings]
     for owner, name, value in settings:
         setattr(owner, name, value)
 
@@ -35,6 +41,11 @@ def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[]
             setattr(owner, name, value)
 
     return put_back
+
+
+def own_max_steps(trainer: Any) -> int:
+    """The Trainer's limit of optimizer steps; -1 for none."""
+    return int(require(require(require(trainer, "fit_loop"), "epoch_loop"), "max_steps"))
 
 
 def configured_steps(trainer: Any, max_steps: int) -> int | None:

@@ -129,7 +129,9 @@ def test_a_small_budget_leaves_candidates_out_and_a_tiny_one_is_an_error() -> No
     assert [one.name for one in race.candidates] == [name(lr) for lr in LRS[:2]]
     assert len(race.left_out) == 7
     assert "Left out, for want of budget: sgd lr=0.3" in report_of(race).table(200)
-    with pytest.raises(ValueError, match=r"budget of 30 s is too small for one candidate: a step takes 0\.1 s.* give at"):
+    with pytest.raises(
+        ValueError, match=r"budget of 30 s is too small for one candidate: a step takes 0\.1 s.* give at"
+    ):
         contest(Script(step=0.1), Budget(seconds=30)).go()
 
 
@@ -219,7 +221,12 @@ def finals(**scores: tuple[tuple[float, float | None], ...]) -> Report:
         Run(
             BASELINE if variant == "own" else variant,
             seed,
-            quantities={"final_metric": metric, "seconds_to_target": seconds, "samples_per_second": 1, "peak_memory": 1},
+            quantities={
+                "final_metric": metric,
+                "seconds_to_target": seconds,
+                "samples_per_second": 1,
+                "peak_memory": 1,
+            },
             curves={"loss": ((0.1, float(seed)),)},
         )
         for variant, pairs in scores.items()
@@ -291,7 +298,9 @@ def test_the_report_of_a_race() -> None:
 def test_seeds_that_change_nothing_decide_nothing() -> None:
     own = ((0.80, 10.0),) * 3
     report = finals(own=own, a=((0.9, 5.0),) * 3)
-    alike = [Run(one.variant, one.seed, quantities=one.quantities, curves={"loss": ((0.1, 1.0),)}) for one in report.runs]
+    alike = [
+        Run(one.variant, one.seed, quantities=one.quantities, curves={"loss": ((0.1, 1.0),)}) for one in report.runs
+    ]
     report = Report("race", BASELINE, alike, report.quantities)
     assert not pick_by_metric(report).resolved
     assert "noise is not known" in pick_by_metric(report).sentence

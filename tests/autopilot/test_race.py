@@ -203,14 +203,19 @@ def test_equals_are_no_difference(training: Callable[[], Any]) -> None:
     assert "Keep own optimizer" in report.table(250)
 
 
-def test_a_factory_of_the_users_gives_way_to_the_candidates(quiet: dict[str, Any]) -> None:
+def test_callbacks_that_give_way(quiet: dict[str, Any]) -> None:
+    """A factory of the user's own to the candidate's, and what would end a run before its time."""
     import lightning.pytorch as pl
 
     def training() -> Any:
-        return pl.Trainer(**quiet, max_epochs=20, callbacks=[lp.OptimizerFactory("adamw", lr=0.1)]), module_of(pl)
+        callbacks = [
+            lp.OptimizerFactory("adamw", lr=0.1),
+            pl.callbacks.EarlyStopping("val_loss", stopping_threshold=1e9),
+        ]
+        return pl.Trainer(**quiet, max_epochs=20, callbacks=callbacks), module_of(pl)
 
-    report = lp.race(training, optimizers=[SGD], budget="8 steps", seeds=1)
-    assert all(run.error is None for run in report.runs)
+    report = lp.race(training, optimizers=[SGD], budget="20 steps", seeds=1)
+    assert [(run.error, run.value("steps")) for run in report.runs] == [(None, 20), (None, 20)]
 
 
 def test_an_interrupted_fit_ends_the_race_with_a_report(quiet: dict[str, Any], tmp_path: Path) -> None:
@@ -317,7 +322,9 @@ def test_default_candidates() -> None:
 
 
 def test_candidates_as_a_grid() -> None:
-    found = given_candidates([{"optimizer": "adamw", "lr": [1e-3, 1e-2], "schedule": ["constant", "wsd"], "warmup": 10}])
+    found = given_candidates(
+        [{"optimizer": "adamw", "lr": [1e-3, 1e-2], "schedule": ["constant", "wsd"], "warmup": 10}]
+    )
     assert [one.arguments for one in found] == [
         {"optimizer": "adamw", "lr": lr, "schedule": schedule, "warmup": 10}
         for lr in (1e-3, 1e-2)
@@ -339,7 +346,10 @@ def test_the_callback_takes_its_place_in_a_config(tmp_path: Path) -> None:
         (None, [line_]),
         (other, [other, line_]),
         ([other, "OptimizerFactory"], [other, line_]),
-        ([{"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "adamw"}}, other], [other, line_]),
+        (
+            [{"class_path": "lightning_perf.OptimizerFactory", "init_args": {"optimizer": "adamw"}}, other],
+            [other, line_],
+        ),
     ]:
         config = tmp_path / "my.yaml"
         config.write_text(yaml.safe_dump({"trainer": {"max_epochs": 1, "callbacks": callbacks}, "data": "data.yaml"}))
@@ -364,4 +374,6 @@ def test_results_on_disk_are_strict_json(training: Callable[[], Any], tmp_path: 
     assert len(files) == 4
     for path in files:
         json.loads(path.read_text(), parse_constant=refuse)
-    assert math.isfinite(json.loads((tmp_path / "runs" / "probe_own-optimizer_seed0.json").read_text())["quantities"]["steps"])
+    assert math.isfinite(
+        json.loads((tmp_path / "runs" / "probe_own-optimizer_seed0.json").read_text())["quantities"]["steps"]
+    )
