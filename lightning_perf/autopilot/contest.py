@@ -47,7 +47,7 @@ class Contest:
 
     Args:
         trial: runs one candidate.
-        files: where runs and plans are kept.
+        files: where runs are kept; plans follow from the runs before, so that a resumed race makes the same ones.
         budget: for the whole race, or for a finalist.
         given: the candidates; None for the defaults.
         seeds: runs of each finalist.
@@ -152,13 +152,12 @@ class Contest:
         runs = {run.variant: run for run in self.rungs[-1].runs}
         scores = {one.name: score_of(runs[one.name]) for one in going}
         chosen = halving.survivors(scores, keep, self.mode)
-        return sorted((one for one in going if one.name in chosen), key=lambda one: chosen.index(one.name))
+        return [one for one in going if one.name in chosen]
 
     def _run_rung(self, index: int, entries: Sequence[Candidate]) -> None:
         last = index == len(self.sizes) - 1
         label = f"rung{index + 1}"
-        plan = self._files.plan(label) or self._plan(index, entries)
-        self._files.keep_plan(label, plan)
+        plan = self._plan(index, entries)
         rung = Rung(plan)
         self.rungs.append(rung)
         by_name = {one.name: one for one in entries}

@@ -75,7 +75,7 @@ def race(
         seeds: runs of each finalist; an interval needs at least 3.
         target: value of the metric for the time to it; by default the worst that the module's own optimizer ends with.
         seed: the first seed.
-        folder: where runs, plans and configs are kept; by default ``race_NAME`` for a config, nowhere for a function.
+        folder: where runs and configs are kept; by default ``race_NAME`` for a config, nowhere for a function.
         resume: go on with the race in ``folder``.
         overrides: further arguments for every run of a config, such as ``--trainer.limit_val_batches=10``.
         quiet: keep the lines of Trainers and callbacks to warnings, those of processes to error messages.

@@ -1,4 +1,4 @@
-"""What a race keeps on disk: its settings, the plan of each rung, one file per run, one config per candidate."""
+"""What a race keeps on disk: its settings, one file per run, one config per candidate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_perf.autopilot.candidates import Candidate
-from lightning_perf.autopilot.halving import Pace
 from lightning_perf.report import Run, json_text
 
 _FORMAT = "lightning-perf race 1"
@@ -33,37 +32,25 @@ class RaceFiles:
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._state: dict[str, Any] = {"format": _FORMAT, "settings": json_text.loads(json_text.dumps(dict(settings)))}
-        self._state["plans"] = {}
         if self.folder is None:
             return
         path = self.folder / _STATE
-        if path.exists():
-            if not resume:
-                raise ValueError(f"folder {str(self.folder)!r} holds a race; go on with it (resume), or name another.")
-            self._state = self._checked(json_text.loads(path.read_text(encoding="utf-8")))
-        (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        self._save_state()
+        state = json_text.loads(json_text.dumps({"format": _FORMAT, "settings": dict(settings)}))
+        if not path.exists():
+            _write(path, json_text.dumps(state, indent=1))
+        elif resume:
+            self._check(json_text.loads(path.read_text(encoding="utf-8")), state["settings"])
+        else:
+            raise ValueError(f"folder {str(self.folder)!r} holds a race; go on with it (resume), or name another.")
 
-    def _checked(self, found: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         if found.get("format") != _FORMAT:
             raise ValueError(f"{str(self.folder)!r} is of another version ({found.get('format')}); use a new folder.")
-        wanted, was = self._state["settings"], found["settings"]
+        was = found["settings"]
         other = sorted(key for key in wanted.keys() | was.keys() if wanted.get(key) != was.get(key))
         if other:
             changes = ", ".join(f"{key}: {_short(was.get(key))} then, {_short(wanted.get(key))} now" for key in other)
             raise ValueError(f"the race in {str(self.folder)!r} has other settings ({changes}); use a new folder.")
-        return found
-
-    def plan(self, rung: str) -> dict[str, Pace] | None:
-        """What was planned for that rung, by candidate."""
-        plan = self._state["plans"].get(rung)
-        return None if plan is None else {name: Pace(**pace) for name, pace in plan.items()}
-
-    def keep_plan(self, rung: str, plan: Mapping[str, Pace]) -> None:
-        """Remember a rung's plan."""
-        self._state["plans"][rung] = {name: asdict(pace) for name, pace in plan.items()}
-        self._save_state()
 
     def run(self, rung: str, candidate: Candidate, seed: int) -> Run | None:
         """The run that was kept, if any."""
@@ -87,10 +74,6 @@ class RaceFiles:
 
     def _run_path(self, rung: str, candidate: Candidate, seed: int) -> Path | None:
         return None if self.folder is None else self.folder / "runs" / f"{rung}_{candidate.slug}_seed{seed}.json"
-
-    def _save_state(self) -> None:
-        if self.folder is not None:
-            _write(self.folder / _STATE, json_text.dumps(self._state, indent=1))
 
 
 def _write(path: Path, text: str) -> None:

@@ -53,7 +53,7 @@ def run(args: Sequence[str]) -> int:
         help="a candidate: a name, or arguments of OptimizerFactory such as '{optimizer: adamw, lr: [1e-3, 3e-3]}'; give it "
         "once or more, or leave it out for the defaults",
     )
-    parser.add_argument("--folder", help="where runs, plans and configs are kept (default race_NAME)")
+    parser.add_argument("--folder", help="where runs and configs are kept (default race_NAME)")
     parser.add_argument("--resume", action="store_true", help="go on with the race in the folder")
     parser.add_argument("--yaml", help="write the config of the pick here; it is also FOLDER/winner.yaml")
     parser.add_argument("--html", help="write a self-contained page with the curves here")

@@ -14,8 +14,9 @@ from lightning_perf.host.doors import require
 def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[], None]:
     """End a fit after ``steps`` optimizer steps, and validate after every ``validate_every`` batches.
 
-    The Trainer's own limits still hold where they come first; its minima do not. To be called in ``setup`` or before: whatever asks for
-    ``trainer.estimated_stepping_batches`` later is told this run's length. Returns what puts the settings back.
+    The Trainer's own limits still hold where they come first; its minima do not. To be called in ``setup`` or before:
+    whatever asks for ``trainer.estimated_stepping_batches`` later is told this run's length. Returns what puts the settings
+    back.
 
     Raises:
         DoorClosed: this release of Lightning keeps a setting elsewhere.

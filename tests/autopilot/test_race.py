@@ -196,10 +196,11 @@ def test_runs_of_one_seed_see_the_same_data_and_start(quiet: dict[str, Any]) -> 
 
 def test_equals_are_no_difference(training: Callable[[], Any]) -> None:
     """The user's own optimizer once more, under another name: every seed gives the same run."""
-    report = lp.race(training, optimizers=[{"optimizer": "sgd", "lr": 1e-3, "options": {"momentum": 0.0}, "weight_decay": 0.0}],
-                     budget="20 steps", seeds=3)  # fmt: skip
-    twin = report.variants[1]
-    assert report.values("final_metric", twin) == pytest.approx(report.values("final_metric", BASELINE), rel=1e-5)
+    twin = {"optimizer": "sgd", "lr": 1e-3, "options": {"momentum": 0.0}, "weight_decay": 0.0}
+    report = lp.race(training, optimizers=[twin], budget="20 steps", seeds=3)
+    assert report.values("final_metric", report.variants[1]) == pytest.approx(
+        report.values("final_metric", BASELINE), rel=1e-5
+    )
     assert "Keep own optimizer" in report.table(250)
 
 

@@ -149,7 +149,7 @@ def test_an_interrupted_race_goes_on(
         "lr": 0.05,
         "schedule": "warmup_linear",
     }
-    assert json.loads((tmp_path / "here" / "race.json").read_text())["plans"]["rung1"][BASELINE]["steps"] == 16
+    assert json.loads((tmp_path / "here" / "race.json").read_text())["settings"]["budget"] == "16 steps"
 
 
 def test_mistakes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
