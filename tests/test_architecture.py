@@ -134,6 +134,7 @@ def test_public_names() -> None:
         "list_optimizers",
         "lossless",
         "measure_flops",
+        "race",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

@@ -30,7 +30,7 @@ Runner: TypeAlias = Callable[[str, int, int], Run]
 _log = logging.getLogger(__name__)
 
 
-class _BadFactory(ValueError):
+class BadFactory(ValueError):
     """A variant's function returned something that cannot be fitted: the caller's mistake, not a verdict."""
 
 
@@ -81,16 +81,10 @@ def compare(
 
     def run(variant: str, run_seed: int, position: int) -> Run:
         seed_everything(run_seed)
-        made = variants[variant]()
-        if not isinstance(made, tuple) or len(made) not in (2, 3) or not is_a(made[0], "Trainer"):
-            raise _BadFactory(
-                f"variant {variant!r} returned {made!r:.200}; it must return (trainer, module) or (trainer, module, data)."
-            )
-        trainer, module, *data = made
+        trainer, module, data = fresh(variants[variant], f"variant {variant!r}")
         stopwatch = Stopwatch(metric or monitored_metric(trainer), mode, target)
         trainer.callbacks.insert(0, stopwatch)
-        keyword = "datamodule" if data and is_a(data[0], "LightningDataModule") else "train_dataloaders"
-        trainer.fit(module, **({keyword: data[0]} if data else {}))
+        fit(trainer, module, data)
         return stopwatch.run(variant, run_seed, position)
 
     report = measure(list(variants), run, pairs=pairs, seed=seed, title=title, metric=metric, mode=mode, target=target)
@@ -124,7 +118,7 @@ def measure(
                 _log.info("pair %d of %d: %s", index + 1, pairs, name)
                 try:
                     runs.append(run(name, seed + index, len(runs)))
-                except _BadFactory:
+                except BadFactory:
                     raise
                 except Exception as error:
                     _log.exception("%s failed with seed %d", name, seed + index)
@@ -136,7 +130,7 @@ def measure(
     quantities = [SAMPLES_PER_SECOND, TRAIN_SECONDS]
     if target is not None:
         quantities.append(dataclasses.replace(SECONDS_TO_TARGET, label=f"time to {found or 'target'} {target:g}"))
-    quantities += [_quality(found, mode), PEAK_MEMORY]
+    quantities += [quality_of(found, mode), PEAK_MEMORY]
     baseline = [one.value("samples_per_second") for one in runs if one.variant == names[0]]
     speeds = [value for value in baseline if value is not None]
     phases = comparison_section(
@@ -157,6 +151,24 @@ def measure(
     )
 
 
+def fresh(factory: Factory, what: str) -> tuple[Any, Any, Any]:
+    """Trainer, module and data (None without) that the user's function returns.
+
+    Raises:
+        BadFactory: it returned something else.
+    """
+    made = factory()
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not is_a(made[0], "Trainer"):
+        raise BadFactory(f"{what} returned {made!r:.200}; it must return (trainer, module) or (trainer, module, data).")
+    return made[0], made[1], made[2] if len(made) == 3 else None
+
+
+def fit(trainer: Any, module: Any, data: Any) -> None:
+    """Fit on a data module, on a training loader, or on what the module brings itself."""
+    keyword = "datamodule" if is_a(data, "LightningDataModule") else "train_dataloaders"
+    trainer.fit(module, **({} if data is None else {keyword: data}))
+
+
 def monitored_metric(trainer: Any) -> str | None:
     """The metric that the first checkpoint or early stopping of ``trainer`` monitors."""
     for callback in trainer.callbacks:
@@ -170,7 +182,8 @@ def _metric_of(runs: list[Run]) -> str | None:
     return next((name for run in runs for name in run.curves if name != "loss"), None)
 
 
-def _quality(metric: str | None, mode: str | None) -> Quantity:
+def quality_of(metric: str | None, mode: str | None) -> Quantity:
+    """The final metric as a row of a report: in per cent if its name says accuracy."""
     is_accuracy = metric is not None and any(part in ("acc", "accuracy") for part in metric.lower().split("_"))
     base = FINAL_ACCURACY if is_accuracy else FINAL_METRIC
     direction = "lower" if (mode or better(metric)) == "min" else "higher"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_perf.autopilot.compare import check_outputs, measure
+from lightning_perf.autopilot.processes import run_in_process
 from lightning_perf.report import Report, Run
 
 
@@ -51,25 +48,17 @@ def compare_configs(
         raise ValueError(f"pairs={pairs} runs nothing; give at least 1, or 3 for an interval.")
 
     def run(variant: str, run_seed: int, position: int) -> Run:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "run.json"
-            job = {
-                "args": ["--config", str(named[variant]), *overrides],
-                "variant": variant,
-                "seed": run_seed,
-                "position": position,
-                "metric": metric,
-                "mode": mode,
-                "target": target,
-                "phases": phases,
-                "out": str(out),
-            }
-            command = [sys.executable, "-m", "lightning_perf.cli.worker", json.dumps(job)]
-            done = subprocess.run(command, capture_output=quiet, text=True)
-            if done.returncode != 0 or not out.exists():
-                last = (done.stderr or "").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-                raise RuntimeError(f"the process of {variant} (seed {run_seed}) failed: {last[0]}")
-            return Run(**json.loads(out.read_text(encoding="utf-8")))
+        job = {
+            "args": ["--config", str(named[variant]), *overrides],
+            "variant": variant,
+            "seed": run_seed,
+            "position": position,
+            "metric": metric,
+            "mode": mode,
+            "target": target,
+            "phases": phases,
+        }
+        return run_in_process(job, quiet=quiet)
 
     report = measure(
         list(named),

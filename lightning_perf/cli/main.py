@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_perf
-from lightning_perf.cli import compare_command, profile_command
+from lightning_perf.cli import compare_command, profile_command, race_command
 from lightning_perf.cli.trainer_cli import trainer_command
 
-_COMMANDS = {"compare": compare_command.run, "profile": profile_command.run}
+_COMMANDS = {"compare": compare_command.run, "profile": profile_command.run, "race": race_command.run}
 _USAGE = """usage: lightning-perf COMMAND [options]
 
 Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf COMMAND --help` lists every option):
@@ -25,6 +25,8 @@ Commands of lightning_perf:
               lightning-perf compare --config baseline.yaml --config fast.yaml
   profile     train some steps and report where the time goes and what to switch on:
               lightning-perf profile --config my.yaml --html profile.html
+  race        race optimizers, learning rates and schedules against the module's own:
+              lightning-perf race --config my.yaml --budget 10m --metric val_acc
 
 Options:
   --version   print the version

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_perf.autopilot.compare import monitored_metric
+from lightning_perf.autopilot.halving import Pace
+from lightning_perf.autopilot.pacer import Pacer, make_way
 from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
 from lightning_perf.profiling.callback import ThroughputProfiler
@@ -25,15 +27,21 @@ class MeasuredCLI(PerfCLI):
         self.stopwatch = Stopwatch(
             self.job["metric"] or monitored_metric(trainer), self.job["mode"], self.job["target"]
         )
-        self.profiler = ThroughputProfiler(flops=False, roofline=False) if self.job["phases"] else None
-        trainer.callbacks[:0] = [one for one in (self.stopwatch, self.profiler) if one is not None]
+        self.profiler = ThroughputProfiler(flops=False, roofline=False) if self.job.get("phases") else None
+        self.pacer = Pacer(Pace(**self.job["pace"])) if self.job.get("pace") else None
+        if self.pacer is not None:
+            make_way(trainer)
+        ours = (self.stopwatch, self.pacer, self.profiler)
+        trainer.callbacks[:0] = [one for one in ours if one is not None]
 
     def after_fit(self) -> None:
         """LightningCLI's hook: write the run and what the callbacks said."""
         trainer: Any = self.trainer
-        run = asdict(self.stopwatch.run(self.job["variant"], self.job["seed"], self.job["position"]))
+        measured = self.stopwatch.run(self.job["variant"], self.job["seed"], self.job["position"])
         others = [callback for callback in trainer.callbacks if callback is not self.profiler]
-        run["notes"] = [line for callback in others for line in getattr(callback, "messages", ())]
+        said = tuple(line for callback in others for line in getattr(callback, "messages", ()))
+        measured = replace(measured, notes=said)
+        run = asdict(measured if self.pacer is None else self.pacer.finished(measured))
         if self.profiler is not None and self.profiler.has_report:
             run["phases"] = self.profiler.report.per_step()
         if trainer.is_global_zero:
@@ -41,7 +49,7 @@ class MeasuredCLI(PerfCLI):
 
 
 def main(argument: str) -> None:
-    """``argument`` is JSON: args, variant, seed, position, metric, mode, target, phases, out."""
+    """``argument`` is JSON: args, variant, seed, position, metric, mode, target, out; also phases and pace."""
     MeasuredCLI.job = json.loads(argument)
     arguments = ["fit", *MeasuredCLI.job["args"], f"--seed_everything={MeasuredCLI.job['seed']}"]
     trainer_command(arguments, cli_class=MeasuredCLI, save_config_callback=None)

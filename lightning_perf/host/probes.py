@@ -54,6 +54,11 @@ PRIVATE_NAMES = (
     PrivateName("loops.training_epoch_loop._TrainingEpochLoop", "on_run_start", ("self",), "ThroughputProfiler"),
     PrivateName("loops.training_epoch_loop._TrainingEpochLoop", "_on_before_fetch", ("self",), "ThroughputProfiler"),
     PrivateName("loops.evaluation_loop._EvaluationLoop", "run", ("self",), "ThroughputProfiler"),
+    PrivateName("loops.fit_loop._FitLoop", "max_steps", None, "race"),
+    PrivateName("loops.fit_loop._FitLoop", "_can_stop_early", None, "race"),
+    PrivateName(
+        "loops.training_epoch_loop._TrainingEpochLoop", "_should_check_val_fx", ("self", "data_fetcher"), "race"
+    ),
     PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
 )
 

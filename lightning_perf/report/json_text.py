@@ -15,11 +15,28 @@ _FORMAT = "lightning-perf report 1"
 _TAG = "$float"
 
 
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Plain containers as strict JSON; numbers that are not finite travel tagged.
+
+    Example::
+
+        >>> loads(dumps([1.5, float("inf")]))
+        [1.5, inf]
+    """
+    return json.dumps(_tagged(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def loads(text: str) -> Any:
+    """What :func:`dumps` wrote.
+
+    Raises:
+        ValueError: not JSON.
+    """
+    return json.loads(text, object_hook=lambda item: float(item[_TAG]) if item.keys() == {_TAG} else item)
+
+
 def encode(report: Report) -> str:
     """The report as JSON text: one line per field, and one per run."""
-
-    def dumps(value: Any) -> str:
-        return json.dumps(_tagged(value), allow_nan=False, ensure_ascii=False)
 
     fields = {"format": _FORMAT, **asdict(report)}
     runs = ",\n".join(f"  {dumps(run)}" for run in fields.pop("runs"))
@@ -33,7 +50,7 @@ def decode(text: str) -> dict[str, Any]:
     Raises:
         ValueError: not JSON, or another format.
     """
-    data = json.loads(text, object_hook=lambda item: float(item[_TAG]) if item.keys() == {_TAG} else item)
+    data = loads(text)
     if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
         raise ValueError(f"this is no report: it must be a JSON object whose 'format' is {_FORMAT!r}")
     return data

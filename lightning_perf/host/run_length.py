@@ -1,0 +1,82 @@
+"""How long a fit is and how often it validates, set for one run; and Ctrl-C during a fit, handed on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning_perf.host.doors import require
+
+
+def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[], None]:
+    """End a fit after ``steps`` optimizer steps, and validate after every ``validate_every`` batches.
+
+    The Trainer's own limits still hold where they come first; its minima do not. To be called in ``setup`` or before:
+    whatever asks for ``trainer.estimated_stepping_batches`` later is told this run's length. Returns what puts the settings
+    back.
+
+    Raises:
+        DoorClosed: this release of Lightning keeps a setting elsewhere.
+    """
+    loop = require(trainer, "fit_loop")
+    batches = require(loop, "epoch_loop")
+    own = own_max_steps(trainer)
+    settings = [
+        (batches, "max_steps", steps if own == -1 else min(steps, own)),
+        (batches, "min_steps", None),
+        (loop, "min_epochs", None),
+        (trainer, "check_val_every_n_epoch", None),
+        (trainer, "val_check_interval", validate_every),
+    ]
+    if hasattr(trainer, "_val_check_time_interval"):  # Lightning 2.6 and later
+        settings.append((trainer, "_val_check_time_interval", None))
+    before = [(owner, name, require(owner, name)) for owner, name, _ in settings]
+    for owner, name, value in settings:
+        setattr(owner, name, value)
+
+    def put_back() -> None:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+    return put_back
+
+
+def own_max_steps(trainer: Any) -> int:
+    """The Trainer's limit of optimizer steps; -1 for none."""
+    return int(require(require(require(trainer, "fit_loop"), "epoch_loop"), "max_steps"))
+
+
+def configured_steps(trainer: Any, max_steps: int) -> int | None:
+    """Optimizer steps of a whole training under ``max_steps`` and the Trainer's other limits; None if there is no end.
+
+    To be called while the fit runs, when the loaders exist.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    limited, epoch_loop.max_steps = epoch_loop.max_steps, max_steps
+    try:
+        steps = trainer.estimated_stepping_batches
+    finally:
+        epoch_loop.max_steps = limited
+    return int(steps) if 0 < steps < float("inf") else None
+
+
+@contextmanager
+def interruptible(trainer: Any) -> Iterator[None]:
+    """Ctrl-C during a fit inside is a KeyboardInterrupt outside.
+
+    Lightning exits the process instead, and leaves it deaf for further interrupts.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if in_main else None
+    try:
+        yield
+    except SystemExit as exit_:
+        if str(getattr(trainer.state.status, "value", trainer.state.status)) == "interrupted":
+            raise KeyboardInterrupt from exit_
+        raise
+    finally:
+        if in_main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
