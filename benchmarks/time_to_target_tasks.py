@@ -94,9 +94,9 @@ def tabular() -> tuple[Any, Any]:
     """scikit-learn's digits as a table of 64 columns, standardised: 1397 rows, 400 others for validation; an MLP."""
     from sklearn.datasets import load_digits
 
-    table = load_digits()
-    x = torch.as_tensor(table["data"], dtype=torch.float32)
-    y = torch.as_tensor(table["target"], dtype=torch.int64)
+    columns, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(columns, dtype=torch.float32)
+    y = torch.as_tensor(labels, dtype=torch.int64)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(SPLIT_SEED))
     train, val = order[:1397], order[1397:]
     x = (x - x[train].mean(0)) / (x[train].std(0) + 1e-6)
