@@ -17,6 +17,7 @@ NAMES = (
     "averaged_weights",
     "range_test",
     "advice",
+    "time_to_target",
     "wild_table",
     "readme",
 )

@@ -44,6 +44,23 @@ ROWS = (
         "low >= 0.98x",
     ),
     ("Lightning's demo LSTM: `lossless()`", "demo_lstm", "samples_per_second", "lossless()", "low >= 0.98x"),
+    (
+        'time to 85 %, CNN on Fashion-MNIST: `OptimizerFactory("auto")`',
+        "time_to_target/fashion",
+        "seconds_to_target",
+        "auto",
+        ">= 1.33x",
+    ),
+    *(
+        (
+            f'time to the target, {task}: `OptimizerFactory("auto")`',
+            f"time_to_target/{task}",
+            "seconds_to_target",
+            "auto",
+            ">= 0.91x, median > 1.11x",
+        )
+        for task in ("image", "language", "tabular")
+    ),
     ("AdamW step, 10M in 200 tensors", "optimizer_step_200_tensors", "cpu_seconds", "OptimizerFactory()", ">= 2.22x"),
     ("AdamW step, 10M in 6 tensors", "optimizer_step_6_tensors", "cpu_seconds", "OptimizerFactory()", ">= 5x"),
 )

@@ -211,8 +211,8 @@ def report_of(task: Task, found: dict[str, dict[int, Run]], target: float, names
         for note in run.notes
     )
     notes = [
-        f"{task.steps} steps, a validation every {task.every}, {task.threads} threads; one process, interleaved (peak memory "
-        "depends on the runs before).",
+        f"{task.steps} steps, a validation every {task.every}, {task.threads} threads; one process, interleaved (peak "
+        "memory depends on the runs before).",
         f"During {busy} of {sum(map(len, found.values()))} runs somebody else wanted the machine.",
     ]
     return Report(f"time to target, {task.name}", names[0], runs, rows, notes=notes)
