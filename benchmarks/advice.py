@@ -29,19 +29,19 @@ from lightning_perf_recipes.image_classification.module import ImageClassifier
 from lightning_perf_recipes.language_model.data import TextData
 from lightning_perf_recipes.language_model.module import LanguageModel
 
-PAIRS = 6
+PAIRS = 4
 Make = Callable[[list[Any]], tuple[Any, ...]]
 
 
 def image_recipe(callbacks: list[Any]) -> tuple[Any, ...]:
-    """ResNet-20 on batches of 128, forty steps."""
-    trainer = quiet_trainer(callbacks, limit_train_batches=40, limit_val_batches=0)
+    """ResNet-20 on batches of 128, thirty steps."""
+    trainer = quiet_trainer(callbacks, limit_train_batches=30, limit_val_batches=0)
     return trainer, ImageClassifier(), FashionMNISTData(batch_size=128, eval_batch_size=512)
 
 
 def language_model(callbacks: list[Any]) -> tuple[Any, ...]:
-    """The byte-level transformer, forty steps."""
-    trainer = quiet_trainer(callbacks, limit_train_batches=40, limit_val_batches=0)
+    """The byte-level transformer, thirty steps."""
+    trainer = quiet_trainer(callbacks, limit_train_batches=30, limit_val_batches=0)
     return trainer, LanguageModel(), TextData()
 
 

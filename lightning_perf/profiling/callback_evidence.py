@@ -30,6 +30,7 @@ def gather_evidence(
     processor: tuple[tuple[float, int], tuple[float, int]] | None,
     convolution_share: float | None,
     bfloat16_speed: float | None,
+    utilization: float | None,
 ) -> Evidence:
     """The numbers of a profile beside the Trainer's settings.
 
@@ -41,6 +42,7 @@ def gather_evidence(
         processor: `processor_state` at both ends of the training.
         convolution_share: part of the FLOPs in convolutions.
         bfloat16_speed: how many times as fast bfloat16 products are as float32 ones, where bfloat16 is native.
+        utilization: MFU against the measured peak.
     """
     loader = training_loader(trainer)
     seconds, faults = (None, None)
@@ -58,6 +60,7 @@ def gather_evidence(
         page_faults=faults,
         convolution_share=convolution_share,
         bfloat16_speed=bfloat16_speed,
+        utilization=utilization,
         workers=getattr(loader, "num_workers", None),
         persistent=bool(getattr(loader, "persistent_workers", False)),
         pinned=bool(getattr(loader, "pin_memory", False)),

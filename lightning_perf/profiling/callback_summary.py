@@ -55,6 +55,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         processor=None if None in observed.processor else observed.processor,
         convolution_share=_convolution_share(observed.flops),
         bfloat16_speed=_bfloat16_speed(observed, probes),
+        utilization=None if used.found is None else used.found.measured,
     )
     advice = advise(evidence)
     runs, shown = single_run(quantities, missing, steps.times())
