@@ -1,4 +1,4 @@
-"""Write the README's measured table from ``benchmarks/results``: no number there is typed by hand.
+"""Write the measured tables of the README and of the optimizers' guide from ``benchmarks/results``: no number there is typed by hand.
 
 python -m benchmarks.readme
 """
@@ -14,7 +14,7 @@ from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Quantity, Report
 
-README = Path("README.md")
+README, OPTIMIZERS = Path("README.md"), Path("docs/guides/optimizers.md")
 START = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results -->\n"
 END = "<!-- end of measured -->"
 # what is measured, the result file, the quantity, the variant, the goal that was set before
@@ -83,7 +83,7 @@ def row(label: str, name: str, key: str, variant: str, goal: str) -> str:
         quality = _metric(metric, unit)
     cells = [
         label,
-        f"**{ratio}**" if ratio is not None else "not measured",
+        f"**{ratio}**" if ratio is not None else "target not reached" if "target" in key else "not measured",
         _memory(report, memory, resolved, variant) if memory is not None else "same optimizer state",
         quality,
         goal,
@@ -100,8 +100,8 @@ def _metric(difference: Interval, unit: Quantity) -> str:
 
 
 def _memory(report: Report, ratio: Interval, resolved: bool, variant: str) -> str:
-    if any("when training started" in note for note in report.notes):
-        return "not comparable: counted after the heap was retained"
+    if any("depends on" in note and "peak" in note for note in report.notes):
+        return "not comparable: all runs in one process"
     values = [value for value in report.values("peak_memory", variant) if value is not None]
     quantity = report.quantity("peak_memory")
     words = f"{1 / ratio.estimate:.2f}x" if resolved else "no difference resolved"
@@ -200,18 +200,19 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Replace what stands between the two marks."""
+    """Write the README's table, and that of the optimizers' steps into their guide."""
     head = "| what | speed | peak memory | metric | goal | baseline and samples |\n|---|---|---|---|---|---|\n"
-    table = (
-        head
-        + "\n".join([*(row(*one) for one in ROWS), *optimizer_rows(), *self_log_rows(), *profiler_rows()])
-        + "\n\n"
-        + machine()
-    )
-    before, rest = README.read_text(encoding="utf-8").split(START)
-    after = rest.split(END, 1)[1]
-    README.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
-    print(table)
+    table = head + "\n".join([*(row(*one) for one in ROWS), *self_log_rows(), *profiler_rows()]) + "\n\n" + machine()
+    _replace(README, table)
+    steps = head.replace("peak memory", "optimizer state") + "\n".join(optimizer_rows()) + "\n\n" + machine()
+    _replace(OPTIMIZERS, steps.replace("(benchmarks/", "(../../benchmarks/"))
+    print(table, steps, sep="\n")
+
+
+def _replace(page: Path, table: str) -> None:
+    """Put ``table`` between the two marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(START)
+    page.write_text(f"{before}{START}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
