@@ -1,4 +1,4 @@
-"""Write the measured tables of the README and of the optimizers' guide from ``benchmarks/results``: no number there is typed by hand.
+"""Write the measured tables of the README and of the optimizers' guide: no number there is typed by hand.
 
 python -m benchmarks.readme
 """
