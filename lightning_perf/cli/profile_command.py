@@ -27,11 +27,11 @@ class ProfiledCLI(PerfCLI):
 def profile_config(
     config: str | Path, *, steps: int = 100, overrides: Sequence[str] = (), profiler: ThroughputProfiler | None = None
 ) -> ProfileReport:
-    """Train ``steps`` batches of a LightningCLI config and report where the time went.
+    """Train ``steps`` optimizer steps of a LightningCLI config and report where the time went.
 
     Args:
         config: path of a YAML file that ``lightning-perf fit --config`` accepts.
-        steps: batches to train.
+        steps: optimizer steps to train; with accumulation each takes several batches.
         overrides: further arguments of ``fit``, such as ``--data.init_args.num_workers=2``.
         profiler: the profiler to use; default: everything on.
 
@@ -53,7 +53,7 @@ def run(args: Sequence[str]) -> int:
     """The command: parse ``args``, profile, print the tables, write the files that were asked for."""
     parser = argparse.ArgumentParser("lightning-perf profile", description=profile_config.__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--config", required=True, help="a YAML file")
-    parser.add_argument("--steps", type=int, default=100, help="batches to train (default 100)")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps to train (default 100)")
     parser.add_argument("--html", help="write a self-contained page here")
     parser.add_argument("--json", help="write the report with raw samples here")
     parser.add_argument("--trace", metavar="FOLDER", help="write an operator trace of 3 steps into this folder")

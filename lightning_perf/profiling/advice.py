@@ -48,11 +48,12 @@ class Evidence:
         unfused: classes of optimizers that step without torch's fused kernel and could have it.
         kernel_seconds: processor seconds per step spent in the operating system's kernel, per thread; None: unknown.
         page_faults: minor page faults per step; None: unknown.
-        convolution_share: part of the FLOPs in 2-D and 3-D convolutions; None: not counted.
+        convolution_share: part of the FLOPs in 2-D and 3-D convolutions of contiguous layout; None: not counted.
         bfloat16_speed: rate of bfloat16 matrix products over that of float32 ones; None: not native, or not measured.
         utilization: part of the step that its FLOPs would take at the measured peak (MFU); None: not measured.
         workers: processes of the training loader; None: no DataLoader.
         persistent: whether they outlive an epoch.
+        first_start: seconds per step of their first start, which no lever saves.
         progress_bar: class of the progress bar; None: none.
     """
 
@@ -68,6 +69,7 @@ class Evidence:
     utilization: float | None = None
     workers: int | None = None
     persistent: bool = False
+    first_start: float = 0.0
     pinned: bool = False
     log_every_n_steps: int = 50
     progress_bar: str | None = None
@@ -130,7 +132,8 @@ def _data(evidence: Evidence) -> Advice | None:
     if evidence.workers is None:
         return None
     if evidence.workers == 0:
-        gain = expected_gain(share)
+        # Two workers hide the wait behind the rest of the step, or halve it where there is not so much to hide it behind.
+        gain = expected_gain(1 - max(1 - share, share / 2))
         return Advice(
             f"waiting for data is {share:.0%}, in the training process itself", "DataLoader(num_workers=2)", gain
         )
@@ -142,9 +145,9 @@ def _data(evidence: Evidence) -> Advice | None:
 
 
 def _workers(evidence: Evidence) -> Advice | None:
-    share = evidence.share(phases.WORKER_START)
-    if not evidence.workers or evidence.persistent:
+    if not evidence.workers or evidence.persistent or evidence.whole <= 0:
         return None
+    share = max(evidence.per_step.get(phases.WORKER_START, 0.0) - evidence.first_start, 0.0) / evidence.whole
     gain = expected_gain(share * 0.9)
     return Advice(f"starting data workers anew each epoch is {share:.0%}", "DataLoader(persistent_workers=True)", gain)
 
@@ -214,7 +217,7 @@ def _validation(evidence: Evidence) -> Advice | None:
 
 
 def _small_steps(evidence: Evidence) -> Advice | None:
-    share = evidence.share(phases.LOOP, phases.REST, phases.HOOKS)
+    share = evidence.share(phases.LOOP, phases.REST)
     if share < 0.2:
         return None
     finding = f"Lightning's loop is {share:.0%}: a step holds little work"

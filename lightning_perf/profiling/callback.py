@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from lightning_perf.host import BatchMeter, PerfCallback
-from lightning_perf.profiling.callback_evidence import processor_state, training_loader
-from lightning_perf.profiling.callback_observe import Observations, StepPlan
+from lightning_perf.profiling.callback_evidence import training_loader
+from lightning_perf.profiling.callback_observe import Observations
 from lightning_perf.profiling.callback_summary import build_report
-from lightning_perf.profiling.callback_watch import count_batches, listen, listen_to_raw_steps, show_in_progress_bar
+from lightning_perf.profiling.callback_watch import (
+    count_batches,
+    hear_each_step,
+    listen,
+    listen_to_raw_steps,
+    show_in_progress_bar,
+)
 from lightning_perf.profiling.device_events import DeviceTimeline
 from lightning_perf.profiling.phases import PhaseClock
 from lightning_perf.profiling.profile_report import ProfileReport
+from lightning_perf.profiling.step_plan import StepPlan
 from lightning_perf.report import check_writable
 
 _UNTIL_LOOKED = ("on_train_batch_start", "on_train_batch_end")
@@ -87,10 +95,10 @@ class ThroughputProfiler(PerfCallback):
 
     @property
     def report(self) -> ProfileReport:
-        """What was measured in the last fit.
+        """What was measured in the last fit that timed a step.
 
         Raises:
-            RuntimeError: no fit has ended yet.
+            RuntimeError: there was no such fit yet.
         """
         if self._report is None:
             raise RuntimeError("ThroughputProfiler has no report yet: it is there when trainer.fit has trained a step.")
@@ -119,7 +127,6 @@ class ThroughputProfiler(PerfCallback):
         plan = StepPlan(flops=self.flops, trace_steps=self.trace_steps, folder=self.report_dir)
         self._observed = Observations(trainer, pl_module, clock, timeline, plan, self.every_n_steps, log)
         undo.push(self._observed.close)
-        count_batches(trainer, clock, self._observed.saw, undo)
         show_in_progress_bar(trainer, self._observed.bar_line, undo)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -132,7 +139,10 @@ class ThroughputProfiler(PerfCallback):
         loader = training_loader(trainer)
         size = getattr(loader, "batch_size", None)
         observed.meter = BatchMeter(size if isinstance(size, int) else None)
-        observed.begin(self._known_batches(trainer), processor_state())
+        observed.begin(_known_batches(trainer))
+        undo = self.undo(trainer)
+        count_batches(trainer, observed.clock, observed.saw, undo)
+        hear_each_step(trainer, observed.clock, observed.next_batch, undo)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook, until the last step that is looked into: whether this is one."""
@@ -152,16 +162,18 @@ class ThroughputProfiler(PerfCallback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Lightning's hook: a report of what there was until then, then put everything back."""
-        self._finish(trainer, whole=False)
-        super().on_exception(trainer, pl_module, exception)
+        try:
+            self._finish(trainer, whole=False)
+        finally:
+            super().on_exception(trainer, pl_module, exception)
 
     def _finish(self, trainer: Any, whole: bool) -> None:
         observed, self._observed = self._observed, None
         if observed is None or not observed.began:
             return
-        observed.finish(processor_state())
+        observed.finish(whole=whole)
         if observed.steps.count == 0:
-            self.say("no step was timed: the first two are warm-up, so train a few more.")
+            self.say("no step was timed: the first ones warm up or are looked into, so train a few more.")
             return
         self._report = build_report(trainer, observed, roofline=self.roofline and whole, gather=whole)
         if not trainer.is_global_zero:
@@ -171,10 +183,9 @@ class ThroughputProfiler(PerfCallback):
             self._report.to_json(self.report_dir / "profile.json")
             self.say(f"page with plots: {self._report.to_html(self.report_dir / 'profile.html')}")
 
-    @staticmethod
-    def _known_batches(trainer: Any) -> int | None:
-        batches = trainer.num_training_batches
-        if batches in (None, float("inf")):
-            return None
-        epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else 1
-        return int(batches) * int(epochs)
+
+def _known_batches(trainer: Any) -> int | None:
+    """How many batches the fit may train at most; ``None`` without a limit."""
+    epochs, steps = (math.inf if most in (None, -1) else most for most in (trainer.max_epochs, trainer.max_steps))
+    most = min(trainer.num_training_batches * epochs, steps * trainer.accumulate_grad_batches)
+    return int(most) if math.isfinite(most) else None

@@ -21,13 +21,33 @@ def processor_state() -> tuple[float, int] | None:
     return os.times().system, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+class ProcessorUse:
+    """Seconds in the kernel and minor page faults of the steps that count; those of others are left out."""
+
+    def __init__(self) -> None:
+        self._seconds, self._faults = 0.0, 0
+        self._since = processor_state()
+
+    def step(self, *, counts: bool = True) -> None:
+        """A step has ended, or several of the same kind."""
+        now = processor_state()
+        if counts and now is not None and self._since is not None:
+            self._seconds += now[0] - self._since[0]
+            self._faults += now[1] - self._since[1]
+        self._since = now
+
+    def per_step(self, steps: int) -> tuple[float, float] | None:
+        """Kernel seconds and page faults per step; ``None`` where the system does not tell."""
+        return None if self._since is None else (self._seconds / steps, self._faults / steps)
+
+
 def gather_evidence(
     trainer: Any,
     per_step: Mapping[str, float],
     *,
-    steps: int,
     threads: int,
-    processor: tuple[tuple[float, int], tuple[float, int]] | None,
+    first_start: float,
+    processor: tuple[float, float] | None,
     convolution_share: float | None,
     bfloat16_speed: float | None,
     utilization: float | None,
@@ -37,18 +57,15 @@ def gather_evidence(
     Args:
         trainer: the Trainer, at the end of training.
         per_step: seconds per step by phase.
-        steps: how many there were.
         threads: torch's; time in the kernel is shared among them.
-        processor: `processor_state` at both ends of the training.
-        convolution_share: part of the FLOPs in convolutions.
+        first_start: seconds per step that the first start of the workers took.
+        processor: kernel seconds and page faults per step.
+        convolution_share: part of the FLOPs in convolutions whose layout could change.
         bfloat16_speed: how many times as fast bfloat16 products are as float32 ones, where bfloat16 is native.
         utilization: MFU against the measured peak.
     """
     loader = training_loader(trainer)
-    seconds, faults = (None, None)
-    if processor is not None and steps:
-        seconds = (processor[1][0] - processor[0][0]) / steps / threads
-        faults = (processor[1][1] - processor[0][1]) / steps
+    seconds, faults = (None, None) if processor is None else (processor[0] / threads, processor[1])
     bar = trainer.progress_bar_callback
     return Evidence(
         per_step=per_step,
@@ -63,6 +80,7 @@ def gather_evidence(
         utilization=utilization,
         workers=getattr(loader, "num_workers", None),
         persistent=bool(getattr(loader, "persistent_workers", False)),
+        first_start=first_start,
         pinned=bool(getattr(loader, "pin_memory", False)),
         log_every_n_steps=int(trainer.log_every_n_steps or 1),
         progress_bar=None if bar is None else type(bar).__name__,

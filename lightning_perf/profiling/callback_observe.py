@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +13,16 @@ import torch
 from lightning_perf import measuring
 from lightning_perf.host import BatchMeter, at_timing_door
 from lightning_perf.profiling import phases
+from lightning_perf.profiling.callback_evidence import ProcessorUse
 from lightning_perf.profiling.device_events import DeviceTimeline
 from lightning_perf.profiling.flop_count import FlopCount
 from lightning_perf.profiling.flops import FlopCounter
 from lightning_perf.profiling.phases import PhaseClock, Span
+from lightning_perf.profiling.step_plan import NOT_TIMED, SHORT, StepPlan
 from lightning_perf.profiling.steps import StepStatistics
 
-_WARM_UP = 2
-_TIMELINE_STEPS = 3
 _ALIKE = 16
-_NOT_TIMED = ("warm-up", "flops", "memory", "trace")
-#: Below so many batches nothing is left out as warm-up, and every step is looked into and timed as well.
-_SHORT = 8
-
-
-@dataclass
-class StepPlan:
-    """Which steps are looked into: step 2 for FLOPs, step 3 for memory, steps 4 to 6 for the timeline, then the trace.
-
-    A run of fewer than eight batches has no steps to spare: there the first one is counted and nothing is traced.
-    """
-
-    flops: bool
-    trace_steps: int = 0
-    folder: Path | None = None
-    short: bool = False
-
-    @property
-    def last_looked_into(self) -> int:
-        """The index of the last step that is not only timed."""
-        return 0 if self.short else _WARM_UP + 1 + _TIMELINE_STEPS + self.trace_steps
-
-    def role(self, index: int) -> str:
-        """``warm-up``, ``flops``, ``memory``, ``timeline``, ``trace`` or ``timed`` for the step of that index."""
-        if self.short:
-            return "flops" if index == 0 and self.flops else "timed"
-        if index < _WARM_UP:
-            return "warm-up"
-        if index == _WARM_UP:
-            return "flops" if self.flops else "timed"
-        if index == _WARM_UP + 1:
-            return "memory"
-        if index < _WARM_UP + 2 + _TIMELINE_STEPS:
-            return "timeline"
-        if index < _WARM_UP + 2 + _TIMELINE_STEPS + self.trace_steps:
-            return "trace"
-        return "timed"
+_OWN = f"{phases.CALLBACK}ThroughputProfiler"
 
 
 class Observations:
@@ -86,7 +49,8 @@ class Observations:
         self.memory: dict[str, int] = {}
         self.spans: list[Span] = []
         self.contention = ""
-        self.processor: tuple[Any, Any] = (None, None)
+        self.processor = ProcessorUse()
+        self.first_start = 0.0
         self.seconds: dict[str, float] = {}
         self.peak_memory: int | None = None
         self.traced: Path | None = None
@@ -104,39 +68,42 @@ class Observations:
         self._step_began = self._was_away = 0.0
         self._before: list[float] = []
         self._looking, self._tracing = ExitStack(), ExitStack()
+        self._counter: FlopCounter | None = None
+        self._own = clock.span(_OWN)
         self._depth = 0
         self._line: dict[str, str] = {}
         self._shown_at: tuple[int, float, dict[str, float]] = (0, 0.0, {})
 
-    def begin(self, batches: int | None, processor: Any) -> None:
-        """Training starts: everything so far was set-up."""
+    def begin(self, batches: int | None) -> None:
+        """Training starts, of so many batches if that is known: everything so far was set-up."""
         self.began = True
-        self.plan.short = batches is not None and batches < _SHORT
-        self.processor = (processor, None)
+        self.plan.short = batches is not None and batches < SHORT
         self._watch.__enter__()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             measuring.reset_peak_rss()
         self._depth = self.clock.depth
-        startup = self.clock.totals[self.clock.index_of(phases.WORKER_START)]
-        self.clock.reset()
-        self.clock.totals[self.clock.index_of(phases.WORKER_START)] = startup
+        starting = self.clock.index_of(phases.WORKER_START)
+        self.first_start = self.clock.totals[starting]
+        self.clock.reset(ground=phases.REST)
+        self.clock.totals[starting] = self.first_start
         if self.timeline is not None:
             self.timeline.reset()
         self._step_began, self._was_away = self.clock.now(), self.clock.away
         self._before = self.clock.totals[:]
-        self.clock.at_next_batch = self.next_batch
+        self.processor = ProcessorUse()
 
     def look(self) -> None:
         """A batch is there: begin to look into its step, if this is one to look into."""
+        self._looking.close()  # open still if the module skipped the step before
         self._role = role = self.plan.role(self._index)
-        self._forget = role in _NOT_TIMED
+        self._forget = role in NOT_TIMED
         if role == "flops":
             self._count_flops()
         elif role == "memory":
             self._watch_memory()
-        elif role == "timeline" and self._index == _WARM_UP + 2:
+        elif role == "timeline" and self.plan.role(self._index - 1) != role:
             self.clock.record()
         elif role == "trace":
             self._trace()
@@ -145,6 +112,8 @@ class Observations:
         """The batch is done with; returns whether some later step will be looked into."""
         self._looking.close()
         role, following = self._role, self.plan.role(self._index + 1)
+        if role == "flops" and self._counter is not None:
+            self.flops = self._counter.count
         if role == "timeline" != following:
             self.spans = self.clock.recorded()
         if role == "trace" != following:
@@ -155,35 +124,40 @@ class Observations:
     def saw(self, batch: Any) -> None:
         """What the step under way was made of."""
         self._trained = True
-        if self._steady:  # batches of one size: look at every sixteenth, and at the last of an epoch
+        if self._forget:
+            return
+        last = self._progress.is_last_batch
+        # Of batches of one size every sixteenth is looked at, and the last of an epoch.
+        if self._steady and not last and self._index & 15:
             self._same += 1
-            if self._same & 15 and not self._progress.is_last_batch:
-                return
-            self._same -= 1
+            return
         size = self.meter(batch)
         if size == self._size:
             self._alike += 1
             self._steady = self._alike >= _ALIKE
             self._same += 1
+        elif last:  # the rest of an epoch; the next one goes on as before
+            self.steps.add_samples(1, size)
         else:
-            self.steps.add_samples(self._same, self._size)
+            self._count_samples()
             self._same, self._size = 1, size
-            if not self._progress.is_last_batch:
-                self._alike, self._steady = 0, False
+            self._alike, self._steady = 0, False
 
     def next_batch(self) -> None:
         """The loop asks for the next batch: one step ends, another begins."""
         if not self._trained:  # as at the end of a loader that does not know its length
             return
+        self._end_step()
+        if not self._index % self._every:
+            self._tell_all()
+
+    def _end_step(self) -> None:
         self._trained = False
         clock = self.clock
         away = clock.away
-        if self._forget:
-            now = clock.now()
-            totals, before = clock.totals, self._before
-            totals[:] = [*before, *[0.0] * (len(totals) - len(before))]
-            self._forget = False
-            self._same -= 1
+        counts = not self._forget
+        if not counts:
+            now = self._roll_back()
         else:
             now = self._now()
             seconds = now - self._step_began - (away - self._was_away)
@@ -193,35 +167,54 @@ class Observations:
         self._index = index = self._index + 1
         if self._looks_on or not index & 63:
             self._before, self._before_index = clock.totals[:], index
+        if self._looks_on or not counts:
+            self.processor.step(counts=counts)
         if self.timeline is not None:
-            self.timeline.poll()
-        if not index % self._every:
+            self.timeline.end_step(counts=counts)
+
+    def _roll_back(self) -> float:
+        """Forget the seconds of the step under way; returns this moment."""
+        now, totals, before = self.clock.now(), self.clock.totals, self._before
+        totals[:] = [*before, *[0.0] * (len(totals) - len(before))]
+        self._forget = False
+        return now
+
+    def _tell_all(self) -> None:
+        """Give the latest figures to the progress bar and the loggers."""
+        with self._own:
             self._count_samples()
             self._refresh()
-            self._tell(self.scalars())
+            scalars = self.scalars()
+            if scalars:
+                self._tell(scalars)
 
     def _count_samples(self) -> None:
         self.steps.add_samples(self._same, self._size)
         self._same = 0
 
-    def finish(self, processor: Any) -> None:
-        """Training is over, or was broken off."""
+    def finish(self, *, whole: bool) -> None:
+        """Training is over, or was broken off: then the step under way counts only if it was timed to its end."""
         self.close()
-        self.next_batch()
+        if self._trained:
+            self._end_step()
+            if whole and not self._index % self._every:
+                self._tell_all()
+        elif self._forget:
+            self._roll_back()
+        self.processor.step()
         self._count_samples()
         self.spans = self.spans or self.clock.recorded()
         self.clock.unwind(self._depth)
         self.seconds = phases.by_phase(self.clock.seconds())
         self._watch.__exit__(None, None, None)
         self.contention = self._watch.result.sentence()
-        self.processor = (self.processor[0], processor)
         if self.timeline is not None:
             self.timeline.poll()
         if self.device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = measuring.peak_rss_bytes()
-        self.peak_memory = None if peak is None else max(peak, *self.memory.values(), 0)
+        self.peak_memory = None if peak is None else max(peak, self.peak_memory or 0)
 
     def close(self) -> None:
         """Let go of what a step is being looked into with."""
@@ -270,12 +263,7 @@ class Observations:
         return self._line
 
     def _count_flops(self) -> None:
-        counter = FlopCounter(self.module)
-        self._looking.callback(self._keep_flops, counter)
-        self._looking.enter_context(counter)
-
-    def _keep_flops(self, counter: FlopCounter) -> None:
-        self.flops = counter.count
+        self._counter = self._looking.enter_context(FlopCounter(self.module))
 
     def _watch_memory(self) -> None:
         clock, cuda = self.clock, self.device.type == "cuda"
@@ -288,8 +276,10 @@ class Observations:
         def mark(phase: int) -> None:
             nonlocal current
             bytes_ = peak()
-            if bytes_ is not None and not current.startswith(phases.CALLBACK):
-                self.memory[current] = max(bytes_, self.memory.get(current, 0))
+            if bytes_ is not None:
+                self.peak_memory = max(bytes_, self.peak_memory or 0)
+                if not current.startswith(phases.CALLBACK):
+                    self.memory[current] = max(bytes_, self.memory.get(current, 0))
             if cuda:
                 torch.cuda.reset_peak_memory_stats(self.device)
             else:
@@ -302,7 +292,7 @@ class Observations:
         self._looking.callback(setattr, clock, "mark", marked)
 
     def _trace(self) -> None:
-        if self.plan.role(self._index - 1) == "trace" or self.plan.folder is None:
+        if self.traced is not None or self.plan.folder is None:
             return
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from lightning_perf import hardware
 from lightning_perf.profiling import phases
@@ -39,7 +40,7 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
         gather: whether all ranks are here, so that they can be compared.
     """
     steps = observed.steps
-    seconds = {name: value for name, value in observed.seconds.items() if name != phases.SETUP}
+    seconds = observed.seconds
     per_step = {name: value / steps.count for name, value in seconds.items()}
     notes = [observed.contention, *_notes(trainer, seconds)]
     if gather:
@@ -50,10 +51,10 @@ def build_report(trainer: Any, observed: Observations, *, roofline: bool, gather
     evidence = gather_evidence(
         trainer,
         per_step,
-        steps=steps.count,
         threads=torch.get_num_threads(),
-        processor=None if None in observed.processor else observed.processor,
-        convolution_share=_convolution_share(observed.flops),
+        first_start=observed.first_start / steps.count,
+        processor=observed.processor.per_step(steps.count),
+        convolution_share=_convolution_share(observed.flops, trainer.lightning_module),
         bfloat16_speed=_bfloat16_speed(observed, probes),
         utilization=None if used.found is None else used.found.measured,
     )
@@ -141,11 +142,14 @@ def _bfloat16_speed(observed: Observations, probes: Roofline | None) -> float | 
     return fast.best / slow.best
 
 
-def _convolution_share(flops: FlopCount | None) -> float | None:
-    """The part of the executed FLOPs in convolutions; ``None`` if they were not counted."""
-    if flops is None or not flops.total:
+def _convolution_share(flops: FlopCount | None, module: nn.Module) -> float | None:
+    """The part of the FLOPs in layers that channels-last would change; ``None`` if they were not counted."""
+    if flops is None or not flops.model:
         return None
-    return sum(count for name, count in flops.by_operator.items() if "conv" in name) / flops.total
+    layers = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    named = {name: part for name, part in module.named_modules() if isinstance(part, layers)}
+    contiguous = (name for name, part in named.items() if name in flops.by_module and part.weight.is_contiguous())
+    return sum(flops.by_module[name].model for name in contiguous) / flops.model
 
 
 def _notes(trainer: Any, seconds: Mapping[str, float]) -> list[str]:

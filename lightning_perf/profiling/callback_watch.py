@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_perf.host import Undo, at_timing_door
+from lightning_perf.host import Undo, at_timing_door, is_a
 from lightning_perf.host.doors import stand_at, wrap_at
 from lightning_perf.host.log_door import at_log_door
 from lightning_perf.host.optimizer_door import raw
@@ -65,10 +65,37 @@ def listen_to_raw_steps(trainer: Any, clock: PhaseClock, undo: Undo) -> None:
     def end(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         clock.stop(phases.OPTIMIZER)
 
-    for optimizer in trainer.strategy.optimizers:
-        inner = raw(optimizer)
+    for inner in map(raw, trainer.strategy.optimizers):
+        if not isinstance(inner, Optimizer):  # Lightning takes whatever has an optimizer's methods
+            continue
         for register, hook in ((inner.register_step_pre_hook, begin), (inner.register_step_post_hook, end)):
             undo.push(register(hook).remove)
+
+
+def hear_each_step(trainer: Any, clock: PhaseClock, next_batch: Callable[[], None], undo: Undo) -> None:
+    """Have ``next_batch()`` called where one step ends and the next begins: at the loop's request for a batch.
+
+    A ``training_step(dataloader_iter)`` requests its batches itself, in the middle of a step; there it is called before the
+    step's first hook.
+    """
+    if not _draws_its_batches(trainer):
+        clock.at_next_batch = next_batch
+        return
+
+    def first(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if trainer.training:
+                next_batch()
+            return original(*args, **kwargs)
+
+        return call
+
+    undo.push(wrap_at(trainer._logger_connector, "on_batch_start", first))
+
+
+def _draws_its_batches(trainer: Any) -> bool:
+    """Whether ``training_step`` takes the loader's iterator in place of a batch."""
+    return is_a(trainer.fit_loop._data_fetcher, "_DataLoaderIterDataFetcher")
 
 
 def count_batches(trainer: Any, clock: PhaseClock, saw: Callable[[Any], None], undo: Undo) -> None:
@@ -76,13 +103,18 @@ def count_batches(trainer: Any, clock: PhaseClock, saw: Callable[[Any], None], u
 
     What Lightning does there, the update of what was logged, is heard as logging.
     """
-    results = trainer.fit_loop.epoch_loop._results
+    loop = trainer.fit_loop
+    results, drawing = loop.epoch_loop._results, _draws_its_batches(trainer)
     start, stop = clock.start, clock.stop
 
     def counted(original: Callable[..., Any]) -> Callable[..., Any]:
         def call() -> Any:
-            if results.batch is not None:  # validation has results of its own
-                saw(results.batch)
+            if not drawing:
+                batch = results.batch  # validation has results of its own
+            else:  # there the results hold the batch before
+                batch = loop._data_fetcher._batch if trainer.training else None
+            if batch is not None:
+                saw(batch)
             start(phases.LOGGING)
             try:
                 return original()

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+_LEFT_OUT = -1
+
 
 class Event(Protocol):
     """What is needed of ``torch.cuda.Event(enable_timing=True)``."""
@@ -45,6 +47,7 @@ class DeviceTimeline:
         self._open: deque[tuple[Event, int]] = deque()
         self.seconds: dict[int, float] = {}
         self._last = -1
+        self._marks = 0
 
     def mark(self, phase: int) -> None:
         """From here on the device works for ``phase``."""
@@ -54,12 +57,22 @@ class DeviceTimeline:
         event = self._pool.pop() if self._pool else self._make_event()
         event.record()
         self._open.append((event, phase))
+        self._marks += 1
+
+    def end_step(self, *, counts: bool = True) -> None:
+        """A step has ended; one that does not count is left out, however far behind the device is."""
+        if not counts:
+            for back in range(1, min(self._marks, len(self._open)) + 1):
+                self._open[-back] = (self._open[-back][0], _LEFT_OUT)
+        self._marks = 0
+        self.poll()
 
     def poll(self) -> None:
         """Read the events that the device has passed; never waits."""
         while len(self._open) > 1 and self._open[1][0].query():
             event, phase = self._open.popleft()
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + event.elapsed_time(self._open[0][0]) / 1e3
+            if phase != _LEFT_OUT:
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + event.elapsed_time(self._open[0][0]) / 1e3
             self._pool.append(event)
 
     @property
@@ -71,4 +84,4 @@ class DeviceTimeline:
         """Forget all seconds; events that are still in the stream are left out."""
         self.seconds.clear()
         self._open.clear()
-        self._last = -1
+        self._last, self._marks = -1, 0

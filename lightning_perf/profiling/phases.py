@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 SETUP = "setup"
+LOADERS = "making loaders"
 DATA_WAIT = "data wait"
 WORKER_START = "worker start-up"
 TRANSFER = "host to device"
@@ -29,7 +30,7 @@ REST = "rest (unnamed)"
 CALLBACK = "callback: "
 
 #: What does not belong to a training step: it happens now and then, and is not part of a step's time.
-BETWEEN_STEPS = (WORKER_START, VALIDATION, CHECKPOINT)
+BETWEEN_STEPS = (LOADERS, WORKER_START, VALIDATION, CHECKPOINT)
 
 _BY_HOOK = {
     TRANSFER: ("batch_to_device", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
@@ -39,7 +40,8 @@ _BY_HOOK = {
         "optimizer_step", "optimizer_zero_grad", "on_before_zero_grad", "on_before_optimizer_step",
         "configure_gradient_clipping", "lr_scheduler_step",
     ),
-    SETUP: ("setup", "prepare_data", "configure_model", "configure_optimizers", "configure_callbacks", "train_dataloader"),
+    SETUP: ("setup", "prepare_data", "configure_model", "configure_optimizers", "configure_callbacks"),
+    LOADERS: ("train_dataloader",),
 }  # fmt: skip
 _PHASE_OF_HOOK = {hook: phase for phase, hooks in _BY_HOOK.items() for hook in hooks}
 _WHOLE_ACTIONS = {
@@ -180,10 +182,11 @@ class PhaseClock:
         while self.depth > depth:
             self.stop("")
 
-    def reset(self) -> None:
-        """Forget all seconds; what is open stays open."""
+    def reset(self, ground: str = SETUP) -> None:
+        """Forget all seconds; what is open stays open. From here on ``ground`` is the phase outside of all actions."""
         self.now()
         self.totals[:] = [0.0] * len(self.totals)
+        self._hot.ground(self.index_of(ground))
 
     def seconds(self) -> dict[str, float]:
         """Seconds of every phase so far, the open one included; those of validation's parts as ``validation/...``."""
@@ -241,6 +244,7 @@ class _Hot(NamedTuple):
     where: Callable[[], tuple[int, int]]
     turn: Callable[[dict[str, int]], None]
     watch: Callable[[Callable[[float, int, str | None], None] | None], None]
+    ground: Callable[[int], None]
 
 
 def _hot_functions(clock: Callable[[], float], totals: list[float], learn: Callable[[str], int]) -> _Hot:
@@ -257,6 +261,7 @@ def _hot_functions(clock: Callable[[], float], totals: list[float], learn: Calla
         phase = get(action)
         if phase is None:
             phase = learn(action)
+            now = max(now, since)  # what was charged meanwhile is not charged again
         totals[current] += now - since
         since = now
         push(current)
@@ -286,6 +291,7 @@ def _hot_functions(clock: Callable[[], float], totals: list[float], learn: Calla
                 phase = get(action)
                 if phase is None:
                     phase = learn(action)
+                    now = max(now, since)
                 totals[current] += now - since
                 since = now
                 push(current)
@@ -321,7 +327,14 @@ def _hot_functions(clock: Callable[[], float], totals: list[float], learn: Calla
         nonlocal tell
         tell = listener
 
-    return _Hot(start, stop, span, charge, lambda: (current, len(stack)), turn, watch)
+    def ground(phase: int) -> None:
+        nonlocal current
+        if stack:
+            stack[0] = phase
+        else:
+            current = phase
+
+    return _Hot(start, stop, span, charge, lambda: (current, len(stack)), turn, watch, ground)
 
 
 def _spans(events: list[tuple[float, int, str | None]], names: list[str]) -> Iterator[Span]:

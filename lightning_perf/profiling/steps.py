@@ -113,7 +113,7 @@ def slowest_rank(own_seconds: Sequence[float], threshold: float = 1.05) -> int |
 
     Args:
         own_seconds: per rank, seconds per step that do not wait for other ranks (everything but the backward pass).
-        threshold: how much longer than the median of all ranks counts.
+        threshold: how much longer than the median of the other ranks counts.
 
     Example::
 

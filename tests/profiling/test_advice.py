@@ -17,6 +17,19 @@ def levers(per_step: dict[str, float], **facts: Any) -> list[str]:
     return [advice.lever for advice in advise(Evidence({**QUIET, **per_step}, **facts))]
 
 
+def test_two_workers_hide_a_wait_or_halve_it() -> None:
+    """Half of the step hides behind the other half; of nine tenths, two workers still take 0.45 of the step."""
+    for wait, expected in ((1.0, 2.0), (9.0, 1 / 0.45)):
+        (advice,) = advise(Evidence({**QUIET, phases.DATA_WAIT: wait}, workers=0))
+        assert advice.expected == pytest.approx(expected)
+
+
+def test_only_later_starts_of_workers_can_be_saved() -> None:
+    assert levers({phases.WORKER_START: 0.5}, workers=2, first_start=0.5) == []
+    (advice,) = advise(Evidence({**QUIET, phases.WORKER_START: 1.0}, workers=2, first_start=0.5))
+    assert advice.expected == pytest.approx(1 / (1 - 0.25 * 0.9))
+
+
 def test_nothing_is_advised_without_a_number() -> None:
     assert levers({}) == []
 
@@ -70,6 +83,7 @@ def test_a_share_calls_for_its_lever(per_step: dict[str, float], facts: dict[str
         ({}, {"bfloat16_speed": 2.0}),
         ({}, {"bfloat16_speed": 2.0, "utilization": 0.02}),
         ({}, {"bfloat16_speed": 2.0, "utilization": 0.5, "precision": "bf16-mixed"}),
+        ({phases.HOOKS: 0.5}, {}),  # the module's own code, no matter of small steps
     ],
 )
 def test_a_lever_that_is_on_or_has_no_ground_is_not_advised(per_step: dict[str, float], facts: dict[str, Any]) -> None:

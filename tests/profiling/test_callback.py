@@ -14,8 +14,8 @@ import torch
 
 import lightning_perf as lp
 from lightning_perf.profiling import phases
-from lightning_perf.profiling.callback_observe import StepPlan
 from lightning_perf.profiling.profile_report import ProfileReport
+from lightning_perf.profiling.step_plan import StepPlan
 from tests.contract.modules import images, make
 
 

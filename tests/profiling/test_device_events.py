@@ -79,6 +79,22 @@ def test_the_same_phase_again_costs_no_event() -> None:
     assert timeline.outstanding == 0
 
 
+def test_steps_that_do_not_count_are_left_out() -> None:
+    """The device is a step behind when the host says that a step does not count."""
+    device = FakeDevice()
+    timeline = DeviceTimeline(device.event)
+    for counts, duration in ((False, 100.0), (True, 1.0), (False, 50.0), (True, 2.0)):
+        for phase in (0, 1):
+            timeline.mark(phase)
+            device.cursor += duration
+        timeline.end_step(counts=counts)
+        device.reached = device.cursor - duration
+    timeline.mark(0)
+    device.reached = device.cursor
+    timeline.poll()
+    assert timeline.seconds == {0: pytest.approx(3e-3), 1: pytest.approx(3e-3)}
+
+
 @pytest.mark.gpu
 def test_on_a_real_device_without_synchronisation() -> None:
     timeline = DeviceTimeline()

@@ -120,6 +120,40 @@ def test_unwind_closes_what_an_exception_left_open() -> None:
     assert clock.seconds()[phases.REST] == 3
 
 
+def test_what_happens_at_the_request_for_a_batch_is_charged_once() -> None:
+    """A logger that is told something at the request: neither a wait for data nor negative seconds of what was open."""
+    time = FakeClock()
+    clock = PhaseClock(clock=time)
+    clock.reset(ground=phases.REST)
+    own = clock.span("callback: Own")
+
+    def tell() -> None:
+        with own:
+            time.pass_(4)
+
+    clock.at_next_batch = tell
+    clock.start("run_training_epoch")
+    time.pass_(1)
+    clock.start("[_TrainingEpochLoop].train_dataloader_next")
+    time.pass_(2)
+    clock.stop("[_TrainingEpochLoop].train_dataloader_next")
+    assert by_phase(clock.seconds()) == {phases.REST: 1, "callback: Own": 4, phases.DATA_WAIT: 2}
+
+
+def test_the_ground_is_what_no_action_covers() -> None:
+    time = FakeClock()
+    clock = PhaseClock(clock=time)
+    clock.start("run_training_epoch")
+    clock.start("optimizer_step")
+    clock.reset(ground=phases.LOOP)
+    time.pass_(1)
+    clock.stop("optimizer_step")
+    time.pass_(2)
+    clock.stop("run_training_epoch")
+    time.pass_(4)
+    assert by_phase(clock.seconds()) == {phases.OPTIMIZER: 1, phases.REST: 2, phases.LOOP: 4}
+
+
 def test_a_timeline_holds_whole_actions_only() -> None:
     """An action that began before the record, or has not ended, is not in it."""
     time = FakeClock()
