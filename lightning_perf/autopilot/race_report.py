@@ -96,8 +96,10 @@ def _judged(report: Report, quantity: Quantity, name: str, words: str) -> Pick:
         return Pick(name, interval, False, sentence)
     if verdict(report, quantity, interval) == "better":
         return Pick(name, interval, True, f"{words}: {name}, {shown}, {text}.")
-    few = " An interval needs 3 seeds or more." if (interval.pairs or 0) < 3 else ""
-    sentence = f"{words}: no difference. {name} came first with {shown}, {text}, which noise explains.{few}"
+    if (interval.pairs or 0) < 3:
+        sentence = f"{words}: {name} came first with {shown}, {text}; to tell that from noise takes 3 seeds or more."
+    else:
+        sentence = f"{words}: no difference. {name} came first with {shown}, {text}, which noise explains."
     return Pick(name, interval, False, sentence)
 
 
