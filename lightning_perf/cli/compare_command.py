@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_perf.autopilot.compare import check_outputs, measure
 from lightning_perf.autopilot.processes import run_in_process
+from lightning_perf.cli.outputs import show
 from lightning_perf.report import Report, Run
 
 
@@ -121,10 +122,5 @@ def run(args: Sequence[str]) -> int:
         )
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    print(report.table())
-    if known.json:
-        report.to_json(known.json)
-        print(f"raw samples: {known.json}")
-    if known.html:
-        print(f"page: {report.to_html(known.html)}")
+    show(report, json=known.json, html=known.html)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_perf.autopilot.compare import check_outputs
+from lightning_perf.cli.outputs import show
 from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
 from lightning_perf.profiling.callback import ThroughputProfiler
 from lightning_perf.profiling.profile_report import ProfileReport
@@ -64,10 +65,5 @@ def run(args: Sequence[str]) -> int:
         report = profile_config(known.config, steps=known.steps, overrides=overrides, profiler=profiler)
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    print(report.table())
-    if known.json:
-        report.to_json(known.json)
-        print(f"raw samples: {known.json}")
-    if known.html:
-        print(f"page: {report.to_html(known.html)}")
+    show(report, json=known.json, html=known.html)
     return 0

@@ -13,6 +13,7 @@ import yaml
 from lightning_perf.autopilot.compare import check_outputs
 from lightning_perf.autopilot.race import race
 from lightning_perf.autopilot.race_report import winner
+from lightning_perf.cli.outputs import show
 
 _INTERRUPTED = 130
 
@@ -78,12 +79,7 @@ def run(args: Sequence[str]) -> int:
         )
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    print(report.table())
-    if known.json:
-        report.to_json(known.json)
-        print(f"raw samples: {known.json}")
-    if known.html:
-        print(f"page: {report.to_html(known.html)}")
+    show(report, json=known.json, html=known.html)
     best = Path(known.folder or f"race_{Path(known.config).stem}") / "winner.yaml"
     if not best.exists():
         print(f"The race is not over; go on with it: add --resume{_folder(known.folder)}")

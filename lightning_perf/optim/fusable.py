@@ -104,6 +104,7 @@ def _parameter_reason(parameter: Tensor, family: type[Optimizer]) -> str | None:
 
 
 def device_has_kernel(device: str, kernel: str) -> bool:
+    """Whether torch has this fused kernel on this type of device."""
     # Private names of torch, asked because the answer differs by class and build; without them, the two devices that
     # torch documents for all of these classes.
     listed = getattr(_foreach_utils, "_get_fused_kernels_supported_devices", None)

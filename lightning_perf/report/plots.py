@@ -95,6 +95,7 @@ def _median(values: list[float]) -> float:
 
 
 def series_colour(index: int) -> str:
+    """A placeholder for the colour of the series of that number; :func:`as_svg` turns it into the page's own."""
     return f"#fe00{index % SERIES:02x}"
 
 
