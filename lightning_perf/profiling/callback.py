@@ -125,7 +125,9 @@ class ThroughputProfiler(PerfCallback):
                 logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
         plan = StepPlan(flops=self.flops, trace_steps=self.trace_steps, folder=self.report_dir)
-        self._observed = Observations(trainer, pl_module, clock, timeline, plan, self.every_n_steps, log)
+        self._observed = Observations(
+            trainer, pl_module, clock, timeline, plan, self.every_n_steps, log if trainer.loggers else None
+        )
         undo.push(self._observed.close)
         show_in_progress_bar(trainer, self._observed.bar_line, undo)
 

@@ -36,7 +36,7 @@ class Observations:
         timeline: DeviceTimeline | None,
         plan: StepPlan,
         every: int,
-        tell: Callable[[dict[str, float]], None],
+        tell: Callable[[dict[str, float]], None] | None,
     ) -> None:
         self.clock, self.timeline, self.plan = clock, timeline, plan
         self.steps = StepStatistics()
@@ -64,6 +64,7 @@ class Observations:
         self._looks_on = True
         self._size: tuple[int | None, int | None] = (None, None)
         self._same = self._alike = self._before_index = 0
+        self._pending: list[float] = []
         self._progress = trainer.fit_loop.epoch_loop.batch_progress
         self._step_began = self._was_away = 0.0
         self._before: list[float] = []
@@ -72,6 +73,7 @@ class Observations:
         self._own = clock.span(_OWN)
         self._depth = 0
         self._line: dict[str, str] = {}
+        self._shown_next = every
         self._shown_at: tuple[int, float, dict[str, float]] = (0, 0.0, {})
 
     def begin(self, batches: int | None) -> None:
@@ -149,28 +151,42 @@ class Observations:
             return
         self._end_step()
         if not self._index % self._every:
-            self._tell_all()
+            self._log()
 
     def _end_step(self) -> None:
         self._trained = False
-        clock = self.clock
-        away = clock.away
-        counts = not self._forget
-        if not counts:
-            now = self._roll_back()
+        away = self.clock.away
+        if self._looks_on or self._forget or self.timeline is not None:
+            now = self._end_watched_step(away)
         else:
             now = self._now()
-            seconds = now - self._step_began - (away - self._was_away)
-            if self.steps.add(seconds):
-                self.steps.stalled(seconds, self._before, clock.totals, clock.names, self._index - self._before_index)
+            self._pending.append(now - self._step_began - (away - self._was_away))
         self._step_began, self._was_away = now, away
         self._index = index = self._index + 1
         if self._looks_on or not index & 63:
-            self._before, self._before_index = clock.totals[:], index
+            self._count_steps()
+            self._before, self._before_index = self.clock.totals[:], index
+
+    def _end_watched_step(self, away: float) -> float:
+        """End a step that more is known of than its time, or that does not count; returns this moment."""
+        counts = not self._forget
+        if counts:
+            now = self._now()
+            self._pending.append(now - self._step_began - (away - self._was_away))
+        else:
+            now = self._roll_back()
         if self._looks_on or not counts:
             self.processor.step(counts=counts)
         if self.timeline is not None:
             self.timeline.end_step(counts=counts)
+        return now
+
+    def _count_steps(self) -> None:
+        """Count the steps that ended since the last time, at most 64 of them."""
+        totals, span = self.clock.totals, self._index - self._before_index
+        for step, seconds in self.steps.add(self._pending):
+            self.steps.stalled(step, seconds, self._before, totals, self.clock.names, span)
+        self._pending.clear()
 
     def _roll_back(self) -> float:
         """Forget the seconds of the step under way; returns this moment."""
@@ -179,14 +195,13 @@ class Observations:
         self._forget = False
         return now
 
-    def _tell_all(self) -> None:
-        """Give the latest figures to the progress bar and the loggers."""
-        with self._own:
-            self._count_samples()
-            self._refresh()
-            scalars = self.scalars()
-            if scalars:
-                self._tell(scalars)
+    def _log(self) -> None:
+        """Give the latest figures to the loggers, if there are any."""
+        if self._tell is not None:
+            with self._own:
+                scalars = self.scalars()
+                if scalars:
+                    self._tell(scalars)
 
     def _count_samples(self) -> None:
         self.steps.add_samples(self._same, self._size)
@@ -198,10 +213,11 @@ class Observations:
         if self._trained:
             self._end_step()
             if whole and not self._index % self._every:
-                self._tell_all()
+                self._log()
         elif self._forget:
             self._roll_back()
         self.processor.step()
+        self._count_steps()
         self._count_samples()
         self.spans = self.spans or self.clock.recorded()
         self.clock.unwind(self._depth)
@@ -230,6 +246,8 @@ class Observations:
 
     def scalars(self) -> dict[str, float]:
         """What goes to the loggers: rates, milliseconds per step, shares of phases since the last time."""
+        self._count_steps()
+        self._count_samples()
         count, seconds = self.steps.count, self.steps.seconds
         last_count, last_seconds, last_phases = self._shown_at
         now = phases.by_phase(self.clock.seconds())
@@ -249,6 +267,8 @@ class Observations:
 
     def _refresh(self) -> None:
         """Compute the line of the progress bar anew."""
+        self._count_steps()
+        self._count_samples()
         seconds = phases.by_phase(self.clock.seconds())
         whole = sum(seconds.values())
         rate = self.steps.samples_per_second()
@@ -259,7 +279,11 @@ class Observations:
             self._line["data wait"] = f"{seconds.get(phases.DATA_WAIT, 0.0) / whole:.0%}"
 
     def bar_line(self) -> dict[str, str]:
-        """What the progress bar shows beside its own metrics."""
+        """What the progress bar shows beside its own metrics; computed anew as often as the loggers are told."""
+        if self._index >= self._shown_next:
+            self._shown_next = self._index + self._every
+            with self._own:
+                self._refresh()
         return self._line
 
     def _count_flops(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 _KEPT = 65_536
 _STALL = 3.0
@@ -31,7 +32,7 @@ class StepStatistics:
 
         >>> steps = StepStatistics()
         >>> for seconds in (0.125, 0.125, 0.125, 0.625):
-        ...     _ = steps.add(seconds)
+        ...     _ = steps.add([seconds])
         >>> steps.add_samples(4, (8, None))
         >>> steps.samples_per_second(), steps.percentile(0.5)
         (32.0, 0.125)
@@ -43,22 +44,24 @@ class StepStatistics:
         self.samples: int | None = 0
         self.tokens: int | None = 0
         self.stalls: list[Stall] = []
-        self._times = array("d")
+        self._times: deque[float] = deque(maxlen=_KEPT)
         self._typical = self._limit = float("inf")
 
-    def add(self, seconds: float) -> bool:
-        """Count one step; returns whether it stalled, compared with the median of 64 steps before."""
-        self.count = count = self.count + 1
-        if count <= _KEPT:
-            self._times.append(seconds)
-        else:
-            self._times[count % _KEPT - 1] = seconds
-        self.seconds += seconds
-        if not count % _RECENT:
-            last = count % _KEPT or len(self._times)
-            self._typical = sorted(self._times[max(last - _RECENT, 0) : last])[-_RECENT // 2]
+    def add(self, seconds: Sequence[float]) -> list[tuple[int, float]]:
+        """Count some steps, at most 64; returns number and seconds of those that stalled.
+
+        A step stalls that takes three times the median of 64 earlier ones; the median is taken anew once in 64 steps.
+        """
+        before, self.count = self.count, self.count + len(seconds)
+        self._times.extend(seconds)
+        self.seconds += sum(seconds)
+        stalled = []
+        if max(seconds, default=0.0) > self._limit:
+            stalled = [(before + at, one) for at, one in enumerate(seconds, 1) if one > self._limit]
+        if self.count // _RECENT > before // _RECENT:
+            self._typical = sorted(islice(reversed(self._times), _RECENT))[-_RECENT // 2]
             self._limit = _STALL * self._typical
-        return seconds > self._limit
+        return stalled
 
     def add_samples(self, batches: int, size: tuple[int | None, int | None]) -> None:
         """Count the samples and the tokens of so many batches of that size; one of unknown size makes the rate unknown."""
@@ -71,12 +74,19 @@ class StepStatistics:
             self.tokens = None if tokens is None else self.tokens + batches * tokens
 
     def stalled(
-        self, seconds: float, before: Sequence[float], after: Sequence[float], names: Sequence[str], steps: int = 1
+        self,
+        step: int,
+        seconds: float,
+        before: Sequence[float],
+        after: Sequence[float],
+        names: Sequence[str],
+        steps: int = 1,
     ) -> None:
         """Keep a stall with the phase that took most of it; the ten longest are kept.
 
         Args:
-            seconds: of the step that stalled.
+            step: number of the step that stalled, from 1.
+            seconds: that it took.
             before: seconds of every phase up to some step before.
             after: seconds of every phase now.
             names: of the phases.
@@ -86,7 +96,7 @@ class StepStatistics:
         known = [*before, *[0.0] * (len(after) - len(before))]
         grown = [b - a - share * a for a, b in zip(known, after, strict=True)]
         phase = names[max(range(len(grown)), key=grown.__getitem__)] if grown else "unknown"
-        self.stalls.append(Stall(self.count, seconds, self._typical, phase))
+        self.stalls.append(Stall(step, seconds, self._typical, phase))
         self.stalls.sort(key=lambda stall: -stall.seconds)
         del self.stalls[_MOST_STALLS:]
 
