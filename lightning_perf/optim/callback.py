@@ -31,10 +31,10 @@ from lightning_perf.optim.callback_replacement import (
 )
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.registry import build, get_optimizer
-from lightning_perf.optim.schedules import get_schedule, resolve_warmup
+from lightning_perf.optim.schedules import get_schedule
+from lightning_perf.optim.warmup import own_warmup
 
 _AUTO, _FALLBACK = "schedule_free_adamw", "adamw"
-_WARMUP_STEPS = 100  # of an optimizer with a warm-up of its own, where the length of the run is unknown
 
 
 class OptimizerFactory(PerfCallback):
@@ -67,7 +67,8 @@ class OptimizerFactory(PerfCallback):
         schedule: ``keep``, ``constant``, ``warmup_linear``, ``warmup_cosine``, ``wsd`` or ``one_cycle``, stepped per
             optimizer step over the run's real number of them. A schedule-free optimizer takes none: the module's own is
             left out.
-        warmup: fraction of the run (below 1) or number of optimizer steps.
+        warmup: fraction of the run (below 1) or number of optimizer steps. A schedule-free optimizer takes a fraction as at
+            least 60 steps, or a fifth of a short run, where the module has attention, layer norms or embeddings.
         ema: decay of an exponential moving average of the weights, such as 0.999, for evaluation and checkpoints.
         recalibrate: training batches on which, before each evaluation and save, a copy of the module gathers the running
             statistics of batch norms for the averaged weights; 0 leaves those of the training weights in place.
@@ -211,7 +212,7 @@ class OptimizerFactory(PerfCallback):
         """Replace what is to be replaced in ``setup``."""
         groups, schedule = None, self.schedule
         if self.row is not None:
-            replacement = self._replacement(trainer)
+            replacement = self._replacement(trainer, pl_module)
             schedule = replacement.schedule
             groups = replacement.apply(pl_module, setup, self.say)
         rates = RunRates(setup, groups)
@@ -224,7 +225,7 @@ class OptimizerFactory(PerfCallback):
             rates.schedule(trainer, setup, schedule, self.warmup, self.say)
         return rates
 
-    def _replacement(self, trainer: Any) -> Replacement:
+    def _replacement(self, trainer: Any, pl_module: Any) -> Replacement:
         assert self.row is not None
         row, schedule, options, infer = self.row, self.schedule, self.options, True
         if _is_sharded(trainer):
@@ -249,9 +250,9 @@ class OptimizerFactory(PerfCallback):
             total = trainer.estimated_stepping_batches
             if "warmup_steps" not in options:
                 known = 0 < total < float("inf")
-                steps = resolve_warmup(self.warmup, int(total)) if known else self.warmup
-                options = {**options, "warmup_steps": steps if isinstance(steps, int) else _WARMUP_STEPS}
-                self.say(f"{row.name}: a warm-up of {options['warmup_steps']} optimizer steps, no schedule.")
+                steps, why = own_warmup(pl_module, self.warmup, int(total) if known else None)
+                options = {**options, "warmup_steps": steps}
+                self.say(f"{row.name}: a warm-up of {steps} optimizer steps{why}, no schedule.")
         lr = self.lr if row is self.row else None
         return Replacement(row, lr, self.weight_decay, schedule, self.groups, options, infer)
 
