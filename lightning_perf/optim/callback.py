@@ -32,7 +32,7 @@ from lightning_perf.optim.callback_replacement import (
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.registry import build, get_optimizer
 from lightning_perf.optim.schedules import get_schedule
-from lightning_perf.optim.warmup import own_warmup
+from lightning_perf.optim.warmup import averaging_power, own_warmup
 
 _AUTO, _FALLBACK = "schedule_free_adamw", "adamw"
 
@@ -247,6 +247,8 @@ class OptimizerFactory(PerfCallback):
             )
         elif averages(row):
             schedule = "none"
+            if self._arguments["optimizer"] == "auto":
+                options = {"r": averaging_power(pl_module), **options}
             total = trainer.estimated_stepping_batches
             if "warmup_steps" not in options:
                 known = 0 < total < float("inf")

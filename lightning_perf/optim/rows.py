@@ -231,7 +231,7 @@ ROWS = {
             "lightning_perf.optim.schedule_free.ScheduleFreeAdamW",
             "AdamW without a schedule or a horizon, evaluated at averaged weights",
             "https://arxiv.org/abs/2405.15682",
-            {"lr": 5e-3, "weight_decay": 1e-2, "betas": (0.9, 0.999), "r": 1.0},
+            {"lr": 5e-3, "weight_decay": 1e-2, "betas": (0.9, 0.999)},
             state_bytes=8,
             needs=("evaluation at the averaged weights",),
         ),

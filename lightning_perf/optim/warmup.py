@@ -1,8 +1,8 @@
-"""The warm-up of an optimizer that brings its own: a share of the run, and enough steps for a module that needs them.
+"""The warm-up of an optimizer that brings its own, and its average: by what the module is made of.
 
 A network of layer norms or attention, or one that looks up embeddings, does not recover within a short run from too fast
-a start: 15 steps of warm-up in 300 left a small vision transformer behind every Adam, 60 put it ahead of all; networks of
-convolutions and plain layers lose next to nothing by the longer one (``benchmarks.auto_default``).
+a start, and its average had better not follow the latest weights too closely. Networks of convolutions and plain layers
+learn faster with a short warm-up and an average that does. ``benchmarks.auto_default`` measured both.
 """
 
 from __future__ import annotations
@@ -31,6 +31,16 @@ def needs_warmup(module: nn.Module) -> str | None:
         if isinstance(part, _TYPES) or any(word in name.lower() for word in _NAMES):
             return name
     return None
+
+
+def averaging_power(module: nn.Module) -> float:
+    """Exponent r of t in the weights of a schedule-free average: 0, as in the paper, where a slow start is needed; else 1.
+
+    Example::
+        >>> averaging_power(nn.Embedding(2, 2)), averaging_power(nn.Conv2d(1, 1, 3))
+        (0.0, 1.0)
+    """
+    return 1.0 if needs_warmup(module) is None else 0.0
 
 
 def own_warmup(module: nn.Module, warmup: float | int, total: int | None) -> tuple[int, str]:
