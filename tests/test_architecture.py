@@ -21,6 +21,7 @@ FLOORS = {
     "report": 0,
     "optim": 1,
     "profiling": 1,
+    "quantization": 1,
     "host": 2,
     "speedups": 2,
 }
