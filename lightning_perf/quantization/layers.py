@@ -7,6 +7,7 @@ parameters, ``state_dict`` and ``isinstance`` checks are as before. What it need
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import Kind, owner_of, weight_of
 from lightning_perf.quantization.ranges import Ranges
-from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight
+from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
 from lightning_perf.quantization.schemes import Scheme
 
 RECORD = "_lightning_perf_quantized"
@@ -39,7 +41,7 @@ class Preparation:
     observing: bool = False
     observing_outputs: bool = False
     quantizing: bool = True
-    watched: bool = False
+    watched: dict[str, bool] = field(default_factory=lambda: {"training": False, "evaluation": False})
     macs: dict[str, int] = field(
         default_factory=dict
     )  # of every layer, quantized or not; operations outside as "(name)"
@@ -60,6 +62,8 @@ class Layer:
     unfolded: str | None = None  # why a batch norm that follows is not folded
     feeds_addition: bool = False
     last: Any = None  # weak reference to the last output, for the batch norm behind it
+    confirmed: bool = False  # whether the pair was seen in an evaluation step too
+    folded: bool = False  # whether the last output holds the batch norm already
 
     @property
     def known(self) -> bool:
@@ -85,6 +89,23 @@ class Layer:
             ranges.observe(slot, x)
         return round_activation(x, *ranges.parameters(slot, x.device)) if self.rounds else x
 
+    def begin(self) -> None:
+        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them."""
+        if self.folded:
+            self.part("its batch norm was left out in a later step")
+            warnings.warn(
+                f"layer {self.name!r} was folded with its batch norm, which an evaluation step then left out; the outputs "
+                "of that step were wrong. They are kept apart from now on.",
+                stacklevel=2,
+            )
+        self.folded = (
+            self.norm is not None and self.confirmed and not self.norm.training and not torch.is_grad_enabled()
+        )
+
+    def part(self, reason: str) -> None:
+        """Give up on folding the batch norm that follows."""
+        self.norm, self.output, self.folded, self.unfolded = None, None, False, reason
+
     def saw(self, output: Any) -> None:
         """Note the range of an output, for runtimes that want it, and remember it for the batch norm behind."""
         if self.norm is not None:
@@ -96,7 +117,7 @@ class Layer:
         return {**self.__dict__, "last": None}
 
 
-class _Swapped:
+class Swapped:
     """Base of all swapped classes: copies and pickles are made through the class of the user's."""
 
     float_class: type[nn.Module]
@@ -108,16 +129,17 @@ class _Swapped:
         return (_rebuild, (type(self).mixin, function, args), *rest)
 
 
-class PreparedLayer(_Swapped):
+class PreparedLayer(Swapped):
     """A layer that computes with rounded weights and inputs."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward, on rounded inputs and with rounded weights in the place of its parameters."""
         layer: Layer = self.__dict__[RECORD]
         if layer.scheme.activations != "none" and layer.active:
-            args, kwargs = _rounded_inputs(layer, args, kwargs)
+            args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
         if layer.rounds:
-            with weights_in_place(self, layer), _fused_attention_off(layer.kind.family == "attention"):  # type: ignore[arg-type]
+            layer.begin()
+            with weights_in_place(self, layer), fused_attention_off(layer.kind.family == "attention"):  # type: ignore[arg-type]
                 output = super().forward(*args, **kwargs)  # type: ignore[misc]
         else:
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -125,24 +147,25 @@ class PreparedLayer(_Swapped):
         return output
 
 
-class PreparedBlock(_Swapped):
+class PreparedBlock(Swapped):
     """A transformer layer or encoder whose one-kernel path for inference, which reads weights past the layers, is off."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own forward."""
-        with _fused_attention_off(True):
+        with fused_attention_off(True):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class PreparedNorm(_Swapped):
+class PreparedNorm(Swapped):
     """A batch norm that is folded into the layer before it when that is exported."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The batch norm's own forward; where its input is not the layer's output, the two are parted for good."""
         layer: Layer = self.__dict__[RECORD]
         if layer.norm is self and (layer.last is None or layer.last() is not input):
-            layer.norm, layer.output, layer.unfolded = None, None, "its batch norm had another input in a later step"
-        output = super().forward(input)  # type: ignore[misc]
+            layer.part("its batch norm had another input in a later step")
+        output = input if layer.norm is self and layer.folded else super().forward(input)  # type: ignore[misc]
+        layer.folded = False
         if layer.shared.observing_outputs and layer.output is not None:
             layer.shared.ranges.observe(layer.output, output)
         return output
@@ -152,19 +175,19 @@ def swap(module: nn.Module, mixin: type, record: Layer | None) -> None:
     """Give ``module`` the class that has ``mixin`` in front of its own."""
     if record is not None:
         module.__dict__[RECORD] = record
-    module.__class__ = _swapped_class(mixin, type(module))
+    module.__class__ = swapped_class(mixin, type(module))
 
 
 def swap_back(module: nn.Module) -> None:
     """Give a swapped module its own class back."""
     module.__dict__.pop(RECORD, None)
-    if isinstance(module, _Swapped):
+    if isinstance(module, Swapped):
         module.__class__ = type(module).float_class
 
 
 def float_class(module: nn.Module) -> type[nn.Module]:
     """The class that the user gave a module."""
-    return type(module).float_class if isinstance(module, _Swapped) else type(module)
+    return type(module).float_class if isinstance(module, Swapped) else type(module)
 
 
 def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
@@ -176,7 +199,7 @@ def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
 
 def swapped(module: nn.Module) -> list[nn.Module]:
     """Every module whose class is swapped."""
-    return [child for child in module.modules() if isinstance(child, _Swapped)]
+    return [child for child in module.modules() if isinstance(child, Swapped)]
 
 
 @contextmanager
@@ -185,9 +208,12 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
 
     An entry of the instance hides what ``nn.Module`` finds among its parameters.
     """
-    shadows = []
+    shadows: list[tuple[dict[str, Any], str, Any]] = []
     for name in layer.kind.weights(module):
         owner, attribute = owner_of(module, name)
+        if layer.folded:
+            shadows += [(owner.__dict__, key, value) for key, value in _folded(module, layer).items()]
+            continue
         rounded = round_weight(weight_of(module, name), layer.scheme, layer.kind.axis)
         shadows.append((owner.__dict__, attribute, rounded))
     if isinstance(module, nn.RNNBase):
@@ -205,27 +231,35 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
                 names[key] = value
 
 
+def _folded(module: nn.Module, layer: Layer) -> dict[str, Tensor]:
+    """Weight and bias with the batch norm behind the layer in them, to the last bit as they are exported."""
+    assert layer.norm is not None
+    weight = weight_of(module, "weight")
+    factor, shift = factor_and_shift(layer.norm)
+    rows, scale = scaled(*stored_weight(weight, layer.scheme, layer.kind.axis), factor, layer.kind.axis)
+    bias = shifted(getattr(module, "bias", None), factor, shift, weight.dtype)
+    return {"weight": rows.mul_(scale).to(weight.dtype).view_as(weight), "bias": bias}
+
+
 def _flat_weights(module: nn.RNNBase, rounded: dict[str, Tensor]) -> list[Any]:
     return [rounded.get(name, getattr(module, name)) for name in module._flat_weights_names]
 
 
-def _rounded_inputs(
-    layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+def rounded_inputs(
+    names: tuple[str, ...], rounded: Callable[[str, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The first inputs of the layer's kind rounded, wherever the caller put them; one tensor given twice stays one."""
-    done: dict[int, Any] = {}
+    """The named inputs rounded, wherever the caller put them; one tensor given twice stays one tensor."""
     positional, named = list(args), dict(kwargs)
-    for position, name in enumerate(layer.kind.inputs):
+    done: list[tuple[Any, Any]] = []
+    for position, name in enumerate(names):
         place: Any = positional if position < len(positional) else named
         key: Any = position if position < len(positional) else _key_of(name, named)
         if key is None:
             continue
-        value = place[key]
-        if id(value) not in done:
-            done[id(value)] = layer.input(name, value)
-        elif layer.shared.observing and layer.slots:
-            layer.input(name, value)
-        place[key] = done[id(value)]
+        value, result = place[key], rounded(name, place[key])
+        result = next((known for given, known in done if given is value), result)
+        done.append((value, result))
+        place[key] = result
     return tuple(positional), named
 
 
@@ -237,7 +271,7 @@ def _key_of(name: str, named: dict[str, Any]) -> str | None:
 
 
 @contextmanager
-def _fused_attention_off(off: bool) -> Iterator[None]:
+def fused_attention_off(off: bool) -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     if not off or not before:
         yield
@@ -250,12 +284,12 @@ def _fused_attention_off(off: bool) -> Iterator[None]:
 
 
 @cache
-def _swapped_class(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
+def swapped_class(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
     names = {"float_class": cls, "mixin": mixin, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (mixin, cls), names)
 
 
 def _rebuild(mixin: type, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     module = function(*args)
-    module.__class__ = _swapped_class(mixin, type(module))
+    module.__class__ = swapped_class(mixin, type(module))
     return module

@@ -37,7 +37,7 @@ def prepare(
     """Swap the classes of all layers that ``scheme`` covers, in place.
 
     The module then computes with rounded weights, and with rounded inputs of layers as soon as their ranges are known.
-    Parameters, buffers, ``state_dict``, hooks and the layers' own ``forward`` stay. A module prepared alike is left as it is.
+    Parameters, buffers, ``state_dict``, hooks and the layers' own ``forward`` stay. A module prepared alike is left alone.
 
     Args:
         module: any module; it need not be traceable.
@@ -72,8 +72,8 @@ def prepare(
         mine = {name: layer.scheme.name for name, _, layer in records(module)}
         if mine != {name: row.name for name, (_, _, row) in chosen.items()}:
             raise ValueError(
-                f"{type(module).__name__} is prepared already, for scheme {existing.scheme.name} with {len(mine)} layers, and "
-                f"not as asked now (scheme={scheme!r}, ignore={list(ignore)}, overrides={dict(overrides or {})}); use "
+                f"{type(module).__name__} is prepared already, for scheme {existing.scheme.name} with {len(mine)} layers, "
+                f"and not as asked now (scheme={scheme!r}, ignore={list(ignore)}, overrides={dict(overrides or {})}); use "
                 "lightning_perf.unprepare(module) first."
             )
         return existing
@@ -81,8 +81,8 @@ def prepare(
         kinds = ", ".join(kind.name for kind in KINDS if kind.family in default.layers)
         why = "".join(f" {name} stays in float, because {reason}." for name, reason in list(left.items())[:5])
         raise ValueError(
-            f"{type(module).__name__} has no layer that scheme={scheme!r} can quantize ({kinds}).{why} Use another scheme, or "
-            "leave quantization out."
+            f"{type(module).__name__} has no layer that scheme={scheme!r} can quantize ({kinds}).{why} Use another scheme, "
+            "or leave quantization out."
         )
     return _swap_all(module, default, chosen, left)
 
@@ -131,7 +131,8 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         "unfolded": {layer.name: layer.unfolded for layer in layers if layer.unfolded},
         "additions": [layer.name for layer in layers if layer.feeds_addition],
         "macs": dict(shared.macs),
-        "watched": shared.watched,
+        "watched": dict(shared.watched),
+        "confirmed": [layer.name for layer in layers if layer.confirmed],
     }
 
 
@@ -141,9 +142,10 @@ def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     if shared is None or not state:
         return
     shared.ranges.load(state["ranges"])
-    shared.macs, shared.watched = dict(state["macs"]), bool(state["watched"])
+    shared.macs, shared.watched = dict(state["macs"]), dict(state["watched"])
     children = dict(module.named_modules())
     for name, _, layer in records(module):
+        layer.confirmed = name in state["confirmed"]
         layer.unfolded, layer.feeds_addition = state["unfolded"].get(name), name in state["additions"]
         norm = state["norms"].get(name)
         if layer.norm is not None and (norm is None or children.get(norm) is not layer.norm):

@@ -89,7 +89,8 @@ def round_to_own_range(x: Tensor, scheme: Scheme) -> Tensor:
         return x
     if scheme.number == "float8":
         wide = x.detach().float()
-        return _through(x, _round_float8(wide, (wide.abs().amax() / _LARGEST_FLOAT8).clamp(min=_TINY)))
+        scale = (wide.abs().amax() / _LARGEST_FLOAT8).clamp(min=_TINY)
+        return _through(x, (wide / scale).to(FLOAT8).float() * scale)
     scale, zero = activation_parameters(*(end.float() for end in extent(x)))
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return round_activation(x, scale.item(), int(zero.item()))
@@ -106,14 +107,22 @@ def round_weight(weight: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
         tensor([[1.2700, 0.5100],
                 [0.0000, 2.5400]])
     """
+    rows, scale = stored_weight(weight, scheme, axis)
+    return _through(weight, rows.mul_(scale).view_as(weight))
+
+
+def stored_weight(weight: Tensor, scheme: Scheme, axis: int = 0) -> tuple[Tensor, Tensor]:
+    """What is stored of a weight, as float32, and the scale that it is multiplied by.
+
+    Under groups it is (out, in / group, group), otherwise of the shape of the weight.
+    """
     wide = weight.detach().float()
     scale = weight_scale(wide, scheme, axis)
+    if scheme.group is not None:
+        wide = wide.unflatten(1, (-1, scheme.group))
     if scheme.number == "float8":
-        return _through(weight, _round_float8(wide, scale))
-    if scheme.group is None:
-        return _through(weight, (wide * (1.0 / scale)).round_().mul_(scale))
-    rows = wide.unflatten(1, (-1, scheme.group))
-    return _through(weight, ((rows * (1.0 / scale)).round_().mul_(scale)).flatten(1))
+        return (wide / scale).to(FLOAT8).float(), scale
+    return (wide * (1.0 / scale)).round_(), scale
 
 
 def weight_scale(weight: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
@@ -140,7 +149,3 @@ def extent(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _through(x: Tensor, rounded: Tensor) -> Tensor:
     return _StraightThrough.apply(x, rounded.to(x.dtype))  # pyright: ignore[reportReturnType]
-
-
-def _round_float8(wide: Tensor, scale: Tensor) -> Tensor:
-    return (wide / scale).to(FLOAT8).float() * scale
