@@ -129,6 +129,7 @@ def test_public_names() -> None:
         "FastLogging",
         "MallocTuning",
         "OptimizerFactory",
+        "QuantizationAwareTraining",
         "Report",
         "ThroughputProfiler",
         "compare",
@@ -136,6 +137,7 @@ def test_public_names() -> None:
         "lossless",
         "measure_flops",
         "race",
+        "unprepare",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

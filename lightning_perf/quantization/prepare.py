@@ -131,6 +131,7 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         "unfolded": {layer.name: layer.unfolded for layer in layers if layer.unfolded},
         "additions": [layer.name for layer in layers if layer.feeds_addition],
         "macs": dict(shared.macs),
+        "head": shared.head,
         "watched": dict(shared.watched),
         "confirmed": [layer.name for layer in layers if layer.confirmed],
     }
@@ -142,6 +143,7 @@ def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     if shared is None or not state:
         return
     shared.ranges.load(state["ranges"])
+    shared.head = state["head"]
     shared.macs, shared.watched = dict(state["macs"]), dict(state["watched"])
     children = dict(module.named_modules())
     for name, _, layer in records(module):

@@ -84,4 +84,10 @@ ROWS = (
         {"class_path": "lightning_perf.ThroughputProfiler", "init_args": {"roofline": False}},
     ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
+    Row(
+        "QuantizationAwareTraining",
+        lambda: lp.QuantizationAwareTraining(ignore=["net.7"]),
+        None,
+        {"class_path": "lightning_perf.QuantizationAwareTraining", "init_args": {"ignore": ["net.7"]}},
+    ),
 )
