@@ -59,7 +59,7 @@ class Schedule:
             return
         if isinstance(self.start, float) and self.start:
             raise MisconfigurationException(
-                f"start={self.start} is a fraction of a run without a known end; use a number of batches, such as start=1000, or "
+                f"start={self.start} is a fraction of a run without a known end; use a number of batches, such as 1000, or "
                 "set max_steps of the Trainer."
             )
         moments = {"freeze_observers": self.freeze_observers, "freeze_batch_norm": self.freeze_batch_norm}

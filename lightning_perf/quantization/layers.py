@@ -32,7 +32,9 @@ RECORD = "_lightning_perf_quantized"
 class Preparation:
     """What all layers of one prepared module share: ranges, switches, and the account of what was left in float.
 
-    ``observing`` and ``quantizing`` are switched by whoever drives training or calibration.
+    ``observing`` and ``quantizing`` are switched by whoever drives training or calibration. ``macs`` are multiplications of
+    the first step by layer, quantized or not, and by operation outside of layers, as ``(name)``; ``head`` is the layer that
+    came last in it.
     """
 
     scheme: Scheme
@@ -42,9 +44,8 @@ class Preparation:
     observing_outputs: bool = False
     quantizing: bool = True
     watched: dict[str, bool] = field(default_factory=lambda: {"training": False, "evaluation": False})
-    macs: dict[str, int] = field(
-        default_factory=dict
-    )  # of every layer, quantized or not; operations outside as "(name)"
+    macs: dict[str, int] = field(default_factory=dict)
+    head: str = ""
 
 
 @dataclass
