@@ -136,32 +136,45 @@ class QuantizationAwareTraining(PerfCallback):
         self._modules = [module]
         if again:
             self.say("the module is prepared already; its ranges are kept.")
-        if checkpoint and self.state_key not in checkpoint.get("callbacks", {}):
+        if checkpoint and self._saved_in(checkpoint) is None:
             self.say("the checkpoint holds no ranges of this callback; layers compute in float until they are known.")
         shared.observing = shared.observing_outputs = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: ranges, pairs, counts, and the weights of the teacher."""
-        state = state_of(self._modules[0]) if self._modules else {}
+        if not self._modules:
+            return
+        state = state_of(self._modules[0])
         if self._teacher is not None:
             state["teacher"] = self._teacher.state()
-        return state
+        checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning's hook: take them up again."""
-        if self._modules:
-            load_state(self._modules[0], state_dict)
-        if self.distill and "teacher" in state_dict:
-            self._teacher = Teacher(state_dict["teacher"])
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: take them up again, whatever the arguments of the callback that saved them."""
+        state = self._saved_in(checkpoint)
+        if not self._modules or state is None:
+            return
+        load_state(self._modules[0], state)
+        if self.distill and "teacher" in state:
+            self._teacher = Teacher(state["teacher"])
+
+    def _saved_in(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+        states = checkpoint.get("callbacks", {})
+        others = [state for key, state in states.items() if key.startswith(type(self).__qualname__)]
+        return states.get(self.state_key, next((state for state in others if "ranges" in state), None))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: by now the length of the run is known, and trial steps of finders are over."""
+        if not self._modules:
+            return
         self.schedule.resolve(trainer, self.say)
         self._shared.ranges.forget_batch()
         self._shared.ranges.move_to(pl_module.device)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: switch rounding, ranges and batch norms for this batch."""
+        if not self._modules:
+            return
         shared, now = self._shared, trainer.fit_loop.total_batch_idx
         shared.quantizing = self.schedule.started(now)
         shared.observing = shared.quantizing and not self.schedule.observers_frozen(now)
@@ -174,6 +187,8 @@ class QuantizationAwareTraining(PerfCallback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: move the ranges, on all ranks alike."""
+        if not self._modules:
+            return
         shared = self._shared
         if shared.observing:
             shared.ranges.take_in(_maximum(trainer))
@@ -181,6 +196,8 @@ class QuantizationAwareTraining(PerfCallback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: ranges that are not finite are said, or stop the run if there are no others."""
+        if not self._modules:
+            return
         ranges = self._shared.ranges
         broken = [name for name, count in zip(ranges.names, ranges.broken.tolist(), strict=True) if count]
         hopeless = [name for name in broken if ranges.span(name) is None]
@@ -195,6 +212,8 @@ class QuantizationAwareTraining(PerfCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: layers that no batch has reached are said."""
+        if not self._modules:
+            return
         missed = [entry.name for entry in entries(pl_module) if entry.note == "no batch has reached it"]
         if missed:
             self.say(f"left in float, because no batch has reached it: {', '.join(missed)}.")

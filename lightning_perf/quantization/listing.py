@@ -60,6 +60,10 @@ def _entry(name: str, layer: Layer, shared: Preparation, seen: bool) -> Entry:
         broken = any(int(shared.ranges.broken[slot]) for slot in layer.slots.values())
         return Entry(name, False, "its inputs were not finite" if broken else "no batch has reached it", macs)
     note = layer.scheme.name
+    if layer.kind.name == "recurrent":
+        note += ", weights only"
+    elif layer.kind.name == "attention" and layer.scheme.activations != "none":
+        note += ", of the output projection only the weight"
     if layer.norm is not None:
         note += ", its batch norm folded"
     elif layer.unfolded:
