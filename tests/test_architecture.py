@@ -136,6 +136,7 @@ def test_public_names() -> None:
         "list_optimizers",
         "lossless",
         "measure_flops",
+        "quantize",
         "race",
         "unprepare",
     }

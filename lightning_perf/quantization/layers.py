@@ -34,7 +34,7 @@ class Preparation:
 
     ``observing`` and ``quantizing`` are switched by whoever drives training or calibration. ``macs`` are multiplications of
     the first step by layer, quantized or not, and by operation outside of layers, as ``(name)``; ``head`` is the layer that
-    came last in it.
+    came last in it; ``sensitivity`` is, by what was measured, how much each group of layers costs alone.
     """
 
     scheme: Scheme
@@ -46,6 +46,7 @@ class Preparation:
     watched: dict[str, bool] = field(default_factory=lambda: {"training": False, "evaluation": False})
     macs: dict[str, int] = field(default_factory=dict)
     head: str = ""
+    sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass

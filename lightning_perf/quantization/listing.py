@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_perf.quantization.layers import Layer, Preparation, records
 from lightning_perf.quantization.prepare import preparation
-from lightning_perf.report import Section
+from lightning_perf.report import Plot, Section, Series
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,14 @@ def section(module: nn.Module) -> Section:
         )
         for entry in found
     ]
-    return Section(
-        "Quantized layers", lines(found)[:1], ("layer", "quantized", "share of the work", "how, or why not"), rows
-    )
+    shared = preparation(module)
+    plots = [
+        Plot(
+            "How much worse the metric is with only one group of layers quantized",
+            [Series(name, [(0.0, value)], kind="bar") for name, value in groups.items()],
+            x=label,
+        )
+        for label, groups in (shared.sensitivity if shared else {}).items()
+    ]
+    headers = ("layer", "quantized", "share of the work", "how, or why not")
+    return Section("Quantized layers", lines(found)[:1], headers, rows, plots)

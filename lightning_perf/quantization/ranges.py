@@ -62,6 +62,14 @@ class Ranges:
         if self.samples is not None:
             self.samples.setdefault(slot, Samples()).add(x)
 
+    def reset(self) -> None:
+        """Make every slot unknown."""
+        self.forget_batch()
+        self.batches.zero_()
+        self.broken.zero_()
+        self.known = [False] * len(self.names)
+        self._refresh()
+
     def forget_batch(self) -> None:
         """Drop what was observed since :meth:`take_in`."""
         self._batch = {}
