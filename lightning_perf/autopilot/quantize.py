@@ -76,8 +76,8 @@ def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any,
     validates = _validates(module)
     if max_drop is not None and not validates:
         raise ValueError(
-            f"max_drop={max_drop!r} needs a metric, and {type(module).__name__} has no validation_step that logs one; pass a "
-            "LightningModule with validation, or leave max_drop out."
+            f"max_drop={max_drop!r} needs a metric, and {type(module).__name__} has no validation_step that logs one; pass "
+            "a LightningModule with validation, or leave max_drop out."
         )
     for _, _, layer in records(module):
         layer.active = True

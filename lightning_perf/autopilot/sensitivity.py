@@ -23,8 +23,8 @@ class Found:
 def keep_fewest(groups: Sequence[str], drop: Drop, budget: float) -> Found:
     """The fewest groups in float with a drop of at most ``budget``, by the order of what each costs alone.
 
-    If everything quantized is within the budget, nothing else is measured. Otherwise each group is quantized alone, those that
-    cost most are kept in float, as many as it takes (by bisection), and of these each is then tried once more, the
+    If everything quantized is within the budget, nothing else is measured. Otherwise each group is quantized alone, those
+    that cost most are kept in float, as many as it takes (by bisection), and of these each is then tried once more, the
     cheapest first.
 
     Example::

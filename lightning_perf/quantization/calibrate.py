@@ -40,12 +40,12 @@ def calibrating(module: nn.Module) -> Iterator[None]:
     broken = [name for name, count in zip(ranges.names, ranges.broken.tolist(), strict=True) if count]
     if broken:
         raise ValueError(
-            f"infinite or NaN values reached {', '.join(broken)} in calibration; calibrate with a module and batches that give "
+            f"infinite or NaN values reached {', '.join(broken)} in calibration; use a module and batches that give "
             "finite outputs, or leave these layers out with ignore=[...]."
         )
     if ranges.names and not any(ranges.known):
         raise ValueError(
-            "calibration reached no layer; pass a loader with batches that go through the module's validation_step or forward."
+            "calibration reached no layer; pass a loader whose batches go through the module's validation_step or forward."
         )
 
 

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import Kind, owner_of, weight_of
-from lightning_perf.quantization.ranges import Ranges
+from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
 from lightning_perf.quantization.schemes import Scheme
 

@@ -20,7 +20,7 @@ from lightning_perf.quantization.layers import (
     swap_back,
     swapped,
 )
-from lightning_perf.quantization.ranges import Ranges
+from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.schemes import Scheme, get_scheme
 
 FLOAT = "float"
@@ -200,7 +200,7 @@ def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None
     for name, child in module.named_modules():
         if child in inside:
             continue
-        kind = None if isinstance(child, nn.modules.lazy.LazyModuleMixin) else kind_of(child)
+        kind = kind_of(child)
         if kind is not None:
             inside.update(child.modules())
         yield name, child, kind
