@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
@@ -84,8 +85,8 @@ def test_ranges_are_those_of_the_training_batches(quiet: dict[str, Any]) -> None
     torch.manual_seed(11)
     trainer = pl.Trainer(**quiet, max_epochs=1, callbacks=[lp.QuantizationAwareTraining(freeze_observers=1.0)])
     data = images()
-    large = [(x * 10, y) for x, y in images(16)]
-    trainer.fit(module, data, large)
+    x, y = images(16).dataset.tensors  # type: ignore[attr-defined]
+    trainer.fit(module, data, DataLoader(TensorDataset(x * 10, y), 8))
     ends = [(x.min().item(), x.max().item()) for x, _ in data]
     mean = tuple(sum(side) / len(ends) for side in zip(*ends, strict=True))
     assert ranges(module)["conv"].input == pytest.approx(mean)
@@ -146,9 +147,8 @@ def test_what_is_validated_is_what_is_exported(quiet: dict[str, Any]) -> None:
     assert isinstance(twin.bn, nn.Identity)
     (theirs,) = pl.Trainer(**quiet).validate(twin, images(16), verbose=False)
     assert mine == theirs
-    assert torch.equal(
-        copy.deepcopy(module).eval()(image=torch.ones(1, 1, 8, 8)), module.eval()(image=torch.ones(1, 1, 8, 8))
-    )
+    image = torch.ones(1, 1, 8, 8)
+    assert torch.equal(copy.deepcopy(module).eval()(image=image), module.eval()(image=image))
 
 
 def test_it_says_what_stays_in_float(quiet: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def test_it_says_what_stays_in_float(quiet: dict[str, Any]) -> None:
     module = make(pl)
     fit(module, [qat], quiet)
     text = [line.removeprefix("QuantizationAwareTraining: ") for line in qat.messages]
-    assert text[0].startswith("4 layers quantized, 100.0% of the multiplications")
+    assert text[0].startswith("3 layers quantized, 99.9% of the multiplications")
     assert text[0].endswith("1 batch norms folded.")
     assert "left in float, because it is ignored: head." in text
     assert "left in float, because no batch has reached it: rare." in text
@@ -194,29 +194,26 @@ def test_some_infinite_batches_are_said(quiet: dict[str, Any]) -> None:
 
 
 def test_distillation_adds_the_distance_to_the_float_module(quiet: dict[str, Any]) -> None:
-    """With frozen weights and no noise: the loss of the second step is the plain one plus the distance of the heads."""
+    """With weights that do not move, the loss of the second batch grows by the distance of the heads, computed by hand."""
     losses: dict[bool, list[float]] = {}
+    heads: list[torch.Tensor] = []
+
+    def keep(layer: nn.Module, args: Any, output: torch.Tensor) -> None:
+        if layer.training:
+            heads.append(output.detach())
+
     for distill in (False, True):
-        module = make(pl, lr=0.0)
-        module.bn.momentum = 0.0
-        module.bn.eval()
-        fit(module, [lp.QuantizationAwareTraining(distill=distill, freeze_batch_norm=0)], quiet, max_epochs=1)
-        recorded = Recorder()
-        module2 = make(pl, lr=0.0)
-        module2.bn.momentum = 0.0
-        fit(
-            module2, [lp.QuantizationAwareTraining(distill=distill, freeze_batch_norm=0), recorded], quiet, max_epochs=1
-        )
-        losses[distill] = recorded.losses
-        net = module2
-    torch.manual_seed(11)
-    order = list(images(shuffle=True))
-    image, _ = order[1]
-    reference = lp.unprepare(copy.deepcopy(net)).eval()
-    theirs = reference(image=image)
-    assert losses[True][0] == pytest.approx(losses[False][0])
-    assert losses[True][1] > losses[False][1]
-    assert losses[True][1] - losses[False][1] < 0.05 * (1 + theirs.square().mean().item())
+        module, recorder = make(pl, lr=0.0), Recorder()
+        module.head.register_forward_hook(keep)
+        qat = lp.QuantizationAwareTraining(distill=distill, freeze_batch_norm=0)
+        pl.Trainer(**quiet, max_epochs=1, callbacks=[qat, recorder]).fit(module, images(), images(16))
+        losses[distill] = recorder.losses
+    image, _ = list(images())[1]
+    theirs = lp.unprepare(copy.deepcopy(module)).eval()(image=image)
+    extra = (heads[1] - theirs).square().sum() / theirs.square().sum()
+    assert extra > 1e-6
+    assert losses[True][0] == losses[False][0], "no range is known in the first step"
+    assert losses[True][1] - losses[False][1] == pytest.approx(extra.item(), rel=1e-2)
 
 
 class Recorder(pl.Callback):
@@ -238,7 +235,7 @@ def test_distance_by_hand() -> None:
 def test_distillation_needs_the_loss(quiet: dict[str, Any]) -> None:
     module = make(pl)
     module.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match="steps its optimizers by hand .* use distill=False"):
+    with pytest.raises(MisconfigurationException, match=r"steps its optimizers by hand .* use distill=False"):
         fit(module, [lp.QuantizationAwareTraining(distill=True)], quiet)
 
 
@@ -267,11 +264,13 @@ def test_moments() -> None:
 
 def test_a_run_without_end(quiet: dict[str, Any]) -> None:
     qat = lp.QuantizationAwareTraining()
-    stop = pl.callbacks.Timer(duration={"milliseconds": 200})
-    fit(make(pl), [qat, stop], quiet, max_epochs=-1)
+    stop = {"milliseconds": 200}
+    fit(make(pl), [qat, pl.callbacks.Timer(duration=stop)], quiet, max_epochs=-1)
     assert any("no known end, so freeze_observers=0.8 and freeze_batch_norm=0.5 never come" in m for m in qat.messages)
     with pytest.raises(MisconfigurationException, match=r"start=0.5 is a fraction of a run without a known end; use"):
-        fit(make(pl), [lp.QuantizationAwareTraining(start=0.5), stop], quiet, max_epochs=-1)
+        fit(
+            make(pl), [lp.QuantizationAwareTraining(start=0.5), pl.callbacks.Timer(duration=stop)], quiet, max_epochs=-1
+        )
 
 
 def test_errors_reach_the_user(quiet: dict[str, Any]) -> None:
