@@ -184,7 +184,7 @@ def swap_back(module: nn.Module) -> None:
     """Give a swapped module its own class back."""
     module.__dict__.pop(RECORD, None)
     if isinstance(module, Swapped):
-        module.__class__ = type(module).float_class
+        object.__setattr__(module, "__class__", type(module).float_class)
 
 
 def float_class(module: nn.Module) -> type[nn.Module]:
@@ -195,7 +195,7 @@ def float_class(module: nn.Module) -> type[nn.Module]:
 def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
     """Every prepared layer of a module, with its qualified name and its record."""
     for name, child in module.named_modules():
-        if isinstance(child, PreparedLayer):
+        if issubclass(type(child), PreparedLayer):
             yield name, child, child.__dict__[RECORD]
 
 

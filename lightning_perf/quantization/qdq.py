@@ -7,7 +7,7 @@ of it is plain eager code over ``torch.ops.quantized_decomposed``, which torch.e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_perf.quantization.kinds import Kind, owner_of
+from lightning_perf.quantization.kinds import owner_of
 from lightning_perf.quantization.layers import Swapped, rounded_inputs, swap_back
 from lightning_perf.quantization.rounding import HIGH, LOW, round_to_own_range
 from lightning_perf.quantization.schemes import Scheme
@@ -36,6 +36,7 @@ class Store:
         axis: of the output channels.
         largest: integer of a weight.
         group: weights that share a scale; None: a channel does.
+        dtype: of the weights in ``forward``.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Store:
     axis: int
     largest: int
     group: int | None
+    dtype: torch.dtype
 
     def input(self, name: str, x: Any) -> Any:
         """An input, quantized and dequantized."""
@@ -77,13 +79,12 @@ def quantize_dequantize(x: Tensor, scale: float, zero: int) -> Tensor:
     return ops.dequantize_per_tensor(integers, scale, zero, LOW, HIGH, torch.uint8).to(x.dtype)
 
 
-def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], store: Store, kind: Kind) -> None:
+def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], store: Store) -> None:
     """Turn a prepared layer into one that stores ``weights``: what is stored and the scale of each, by name."""
     swap_back(child)
     owners: dict[nn.Module, list[str]] = {child: []}
     for key, (rows, scale) in weights.items():
         owner, attribute = owner_of(child, key)
-        dtype = getattr(owner, attribute).dtype
         delattr(owner, attribute)
         name = f"{attribute}_{'float8' if rows.dtype == torch.float8_e4m3fn else 'int8'}"
         owner.register_buffer(name, rows)
@@ -92,14 +93,13 @@ def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], s
         if flat:
             zeros = torch.zeros(scale.numel(), dtype=torch.int64)
             owner.register_buffer(f"{attribute}_zero_point", zeros, persistent=False)
-        owner.__dict__.setdefault("_lightning_perf_dtypes", {})[attribute] = dtype
         owners.setdefault(owner, []).append(attribute)
     for owner, attributes in owners.items():
         extra = ("_flat_weights",) if isinstance(owner, nn.RNNBase) else ()
-        own = store if owner is child else Store((), {}, None, None, store.axis, store.largest, store.group)
+        own = store if owner is child else replace(store, names=(), inputs={}, dynamic=None, output=None)
         owner.__dict__[_STORE] = own
         owner.__dict__.pop("_flat_weights", None)
-        owner.__class__ = _stored_class((*attributes, *extra), type(owner))
+        object.__setattr__(owner, "__class__", _stored_class((*attributes, *extra), type(owner)))
 
 
 def attention(
@@ -151,16 +151,15 @@ def attention(
 
 def _dequantized(owner: nn.Module, attribute: str) -> Tensor:
     store: Store = owner.__dict__[_STORE]
-    dtype = owner.__dict__["_lightning_perf_dtypes"][attribute]
-    scale = owner._buffers[f"{attribute}_scale"]
+    scale = owner.get_buffer(f"{attribute}_scale")
     if f"{attribute}_float8" in owner._buffers:
-        return (owner._buffers[f"{attribute}_float8"].float() * scale).to(dtype)  # pyright: ignore
-    integers = owner._buffers[f"{attribute}_int8"]
+        return (owner.get_buffer(f"{attribute}_float8").float() * scale).to(store.dtype)
+    integers = owner.get_buffer(f"{attribute}_int8")
     if store.group is not None:
-        return (integers.float() * scale).flatten(1).to(dtype)  # pyright: ignore[reportOptionalMemberAccess]
-    zero, top = owner._buffers[f"{attribute}_zero_point"], store.largest
+        return (integers.float() * scale).flatten(1).to(store.dtype)
+    zero, top = owner.get_buffer(f"{attribute}_zero_point"), store.largest
     dequantize = torch.ops.quantized_decomposed.dequantize_per_channel
-    return dequantize(integers, scale, zero, store.axis, -top, top, torch.int8).to(dtype)
+    return dequantize(integers, scale, zero, store.axis, -top, top, torch.int8).to(store.dtype)
 
 
 def _flat_weights(owner: nn.RNNBase) -> list[Any]:

@@ -136,7 +136,7 @@ class Watch:
             if not isinstance(value, Tensor):
                 continue
             reference, _, child = self._outputs.get(id(value), (None, None, None))
-            if reference is not None and reference() is value and not self._norms:
+            if reference is not None and child is not None and reference() is value and not self._norms:
                 self._others[child] = packet.__name__
             known = self._results.get(id(value))
             if known is not None and known[0]() is value and packet in _ADDITIONS and _adds_tensors(args):

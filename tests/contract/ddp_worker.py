@@ -105,7 +105,11 @@ def check_ranges(folder: Path) -> dict[str, Any]:
     mine = torch.cat([shared.ranges.low, shared.ranges.high])
     gathered = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(gathered, mine)
-    return {"equal_ranges": torch.equal(*gathered), "known": all(shared.ranges.known), "weights": ranks_are_equal(module)}
+    return {
+        "equal_ranges": torch.equal(*gathered),
+        "known": all(shared.ranges.known),
+        "weights": ranks_are_equal(module),
+    }
 
 
 def main(out: str) -> None:
