@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_perf.quantization.kinds import owner_of
-from lightning_perf.quantization.layers import Swapped, rounded_inputs, swap_back
+from lightning_perf.quantization.layers import rounded_inputs, unmake
 from lightning_perf.quantization.rounding import HIGH, LOW, round_to_own_range
 from lightning_perf.quantization.schemes import Scheme
+from lightning_perf.quantization.swapping import Role, register, swap
 
 _STORE = "_lightning_perf_stored"
 
@@ -55,21 +55,14 @@ class Store:
         return round_to_own_range(x, self.dynamic) if self.dynamic else quantize_dequantize(x, *self.inputs[name])
 
 
-class StoredLayer(Swapped):
-    """A layer that rounds its inputs, computes with dequantized weights and may round its output."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward between the roundings."""
-        store: Store = self.__dict__[_STORE]
-        args, kwargs = rounded_inputs(store.names, store.input, args, kwargs)
-        if type(self).float_class.forward is nn.MultiheadAttention.forward:
-            return attention(self, *args, **kwargs)  # type: ignore[arg-type]
-        output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return output if store.output is None else quantize_dequantize(output, *store.output)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        _, args, *rest = super().__reduce_ex__(protocol)
-        return (_rebuild_stored, (type(self).attributes, *args[1:]), *rest)  # type: ignore[attr-defined]
+def _stored_forward(own: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The layer's own forward between the roundings of its inputs and of its output."""
+    store: Store = module.__dict__[_STORE]
+    args, kwargs = rounded_inputs(store.names, store.input, args, kwargs)
+    if own is nn.MultiheadAttention.forward:
+        return attention(module, *args, **kwargs)
+    output = own(module, *args, **kwargs)
+    return output if store.output is None else quantize_dequantize(output, *store.output)
 
 
 def quantize_dequantize(x: Tensor, scale: float, zero: int) -> Tensor:
@@ -81,7 +74,7 @@ def quantize_dequantize(x: Tensor, scale: float, zero: int) -> Tensor:
 
 def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], store: Store) -> None:
     """Turn a prepared layer into one that stores ``weights``: what is stored and the scale of each, by name."""
-    swap_back(child)
+    unmake(child)
     owners: dict[nn.Module, list[str]] = {child: []}
     for key, (rows, scale) in weights.items():
         owner, attribute = owner_of(child, key)
@@ -99,7 +92,7 @@ def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], s
         own = store if owner is child else replace(store, names=(), inputs={}, dynamic=None, output=None)
         owner.__dict__[_STORE] = own
         owner.__dict__.pop("_flat_weights", None)
-        object.__setattr__(owner, "__class__", _stored_class((*attributes, *extra), type(owner)))
+        swap(owner, STORED, (*attributes, *extra))
 
 
 def attention(
@@ -166,22 +159,19 @@ def _flat_weights(owner: nn.RNNBase) -> list[Any]:
     return [getattr(owner, name) for name in owner._flat_weights_names]
 
 
-@cache
-def _stored_class(attributes: tuple[str, ...], cls: type[nn.Module]) -> type[nn.Module]:
-    names: dict[str, Any] = {"float_class": cls, "attributes": attributes, "__module__": cls.__module__}
+def _readers(attributes: tuple[str, ...]) -> dict[str, Any]:
+    """Properties that dequantize what ``forward`` reads."""
+    members: dict[str, Any] = {}
     for attribute in attributes:
         if attribute == "_flat_weights":  # torch sets it anew whenever a recurrent layer moves
-            names[attribute] = property(_flat_weights, lambda owner, value: None)
+            members[attribute] = property(_flat_weights, lambda owner, value: None)
         else:
-            names[attribute] = property(_reader(attribute))
-    return type(cls.__name__, (StoredLayer, cls), {**names, "mixin": StoredLayer, "__qualname__": cls.__qualname__})
+            members[attribute] = property(_reader(attribute))
+    return members
 
 
 def _reader(attribute: str) -> Callable[[nn.Module], Tensor]:
     return lambda owner: _dequantized(owner, attribute)
 
 
-def _rebuild_stored(attributes: tuple[str, ...], function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    module = function(*args)
-    module.__class__ = _stored_class(attributes, type(module))
-    return module
+STORED = register(Role("stored", _stored_forward, _readers))

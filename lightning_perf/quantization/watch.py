@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from lightning_perf.quantization.kinds import NORMS
-from lightning_perf.quantization.layers import Layer, float_class, records
+from lightning_perf.quantization.layers import Layer, records
 from lightning_perf.quantization.prepare import fold, preparation
+from lightning_perf.quantization.swapping import float_class
 
 _ADDITIONS = {torch.ops.aten.add, torch.ops.aten.add_}
 _PLAIN_FORWARDS = {

@@ -86,8 +86,8 @@ ROWS = (
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
     Row(
         "QuantizationAwareTraining",
-        lambda: lp.QuantizationAwareTraining(ignore=["net.7"]),
+        lambda: lp.QuantizationAwareTraining(freeze_batch_norm=0.4),
         None,
-        {"class_path": "lightning_perf.QuantizationAwareTraining", "init_args": {"ignore": ["net.7"]}},
+        {"class_path": "lightning_perf.QuantizationAwareTraining", "init_args": {"freeze_batch_norm": 0.4}},
     ),
 )

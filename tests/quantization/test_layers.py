@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from abc import ABC
 from typing import Any
 
 import pytest
@@ -91,6 +92,23 @@ def test_the_forward_of_a_subclass_and_hooks_stay(convert: bool) -> None:
     assert 0 < (out - expected).abs().max() < 0.1
     assert isinstance(net[0], Doubled)
     torch.testing.assert_close(net[0](x, plus=1.0), net[0](x) + 1)
+
+
+class Abstract(ABC, nn.Linear):
+    """A subclass whose first base is not a module, as pytorch-forecasting has them."""
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_a_subclass_with_another_base_first(convert: bool) -> None:
+    net = nn.Sequential(Abstract(8, 4))
+    x = torch.randn(6, 8)
+    prepare(net)
+    observe(net, x)
+    out = (to_qdq(net) if convert else net)(x)
+    torch.testing.assert_close(
+        out, F.linear(quantize_dequantize(x, x.min().item(), x.max().item()), per_channel(net[0].weight), net[0].bias)
+    )
+    assert type(unprepare(net)[0]) is Abstract
 
 
 def test_keyword_arguments_are_rounded_too() -> None:
