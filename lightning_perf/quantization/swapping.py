@@ -98,7 +98,7 @@ def _swapped_class(role: str, names: tuple[str, ...], cls: type[nn.Module]) -> t
         "__qualname__": cls.__qualname__,
         **_ROLES[role].members(names),
     }
-    return type(cls)(cls.__name__, (cls,), members)
+    return type(cls.__name__, (cls,), members)
 
 
 def _rebuild(role: str, names: tuple[str, ...], function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

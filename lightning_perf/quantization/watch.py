@@ -28,6 +28,7 @@ _PLAIN_FORWARDS = {
     *(getattr(nn, f"Conv{kind}{dim}d").forward for kind in ("", "Transpose") for dim in (1, 2, 3)),
 }
 _PLAIN_NORMS = {NORMS.forward, nn.SyncBatchNorm.forward}
+_PROJECTIONS = {"mm", "addmm"}  # of an attention; its other products are between activations
 _OUTSIDE_OF_BACKWARD = -1
 
 
@@ -54,6 +55,7 @@ class Watch:
         self._module, self._shared = module, shared
         self._mode = mode or ("training" if module.training else "evaluation")
         self._running: list[str] = []
+        self._families = {name: layer.kind.family for name, _, layer in records(module)}
         self._norms: list[nn.Module] = []
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Layer, nn.Module]] = {}
         self._results: dict[int, tuple[weakref.ref[Tensor], Layer]] = {}
@@ -130,9 +132,9 @@ class Watch:
     def _operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         packet = func._overloadpacket
         formula = flop_registry.get(packet)
-        if formula is not None and not self._in_recurrent():
-            where = self._running[-1] if self._running else f"({packet.__name__})"
-            self._macs[where] += formula(*args, **kwargs, out_val=out) // 2
+        owner = self._owner(packet.__name__) if formula is not None else None
+        if formula is not None and owner is not None:
+            self._macs[owner] += formula(*args, **kwargs, out_val=out) // 2
         for value in tree_iter((args, kwargs)):
             if not isinstance(value, Tensor):
                 continue
@@ -143,10 +145,14 @@ class Watch:
             if known is not None and known[0]() is value and packet in _ADDITIONS and _adds_tensors(args):
                 known[1].feeds_addition = True
 
-    def _in_recurrent(self) -> bool:
-        return bool(self._running) and any(
-            layer.kind.name == "recurrent" for name, _, layer in records(self._module) if name == self._running[-1]
-        )
+    def _owner(self, operator: str) -> str | None:
+        """What an operator's work counts for: a layer, itself where it is outside of layers, or nothing."""
+        family = self._families.get(self._running[-1]) if self._running else None
+        if family == "recurrent":  # counted by its weights, since it may be one operator without a formula
+            return None
+        outside = family is None and not self._running
+        inside_attention = family == "attention" and operator not in _PROJECTIONS
+        return f"({operator})" if outside or inside_attention else self._running[-1]
 
     def _conclude(self) -> None:
         first = not any(self._shared.watched.values())

@@ -154,6 +154,17 @@ def test_the_account_counts_the_work() -> None:
     assert {row[0] for row in section(net).rows} == set(shared.macs)
 
 
+def test_products_between_activations_do_not_count_as_quantized() -> None:
+    net = nn.MultiheadAttention(8, 2, batch_first=True)
+    shared = prepare(nn.Sequential(net))
+    x = torch.randn(3, 5, 8)
+    with Watch(nn.Sequential(net)):
+        net(x, x, x)
+    projections, scores = 3 * 5 * 8 * (3 * 8 + 8), 2 * 3 * 2 * 5 * 5 * 4
+    assert shared.macs["0"] == projections
+    assert sum(macs for name, macs in shared.macs.items() if name.startswith("(")) == scores
+
+
 def test_layers_that_nothing_reached_and_layers_with_broken_inputs() -> None:
     net = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)])
     shared = prepare(net)
