@@ -21,6 +21,7 @@ FLOORS = {
     "report": 0,
     "optim": 1,
     "profiling": 1,
+    "quantization": 1,
     "host": 2,
     "speedups": 2,
 }
@@ -128,13 +129,16 @@ def test_public_names() -> None:
         "FastLogging",
         "MallocTuning",
         "OptimizerFactory",
+        "QuantizationAwareTraining",
         "Report",
         "ThroughputProfiler",
         "compare",
         "list_optimizers",
         "lossless",
         "measure_flops",
+        "quantize",
         "race",
+        "unprepare",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"
