@@ -40,14 +40,23 @@ def profile_config(
         ValueError: a config that does not exist, ``steps`` below 1.
         RuntimeError: too few steps to time one.
     """
+    _check(config, steps)
+    profiler = profiler or ThroughputProfiler()
+    _train(config, steps, overrides, profiler)
+    return profiler.report
+
+
+def _check(config: str | Path, steps: int) -> None:
     if not Path(config).is_file():
         raise ValueError(f"config {str(config)!r} does not exist; give the path of a YAML file.")
     if steps < 1:
         raise ValueError(f"steps={steps!r} trains nothing; give at least 20 for a steady figure.")
-    ProfiledCLI.profiler = profiler or ThroughputProfiler()
+
+
+def _train(config: str | Path, steps: int, overrides: Sequence[str], profiler: ThroughputProfiler) -> None:
+    ProfiledCLI.profiler = profiler
     arguments = ["fit", "--config", str(config), f"--trainer.max_steps={steps}", *overrides]
     trainer_command(arguments, cli_class=ProfiledCLI, save_config_callback=None)
-    return ProfiledCLI.profiler.report
 
 
 def run(args: Sequence[str]) -> int:
@@ -62,8 +71,11 @@ def run(args: Sequence[str]) -> int:
     try:
         check_outputs(known.html, known.json)
         profiler = ThroughputProfiler(trace_steps=3 if known.trace else 0, report_dir=known.trace)
-        report = profile_config(known.config, steps=known.steps, overrides=overrides, profiler=profiler)
-    except (ValueError, OSError, RuntimeError) as error:
+        _check(known.config, known.steps)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    show(report, json=known.json, html=known.html)
+    _train(known.config, known.steps, overrides, profiler)  # what fails in here is the user's, and keeps its traceback
+    if not profiler.has_report:
+        parser.error(f"no step was timed in --steps {known.steps}; train at least 20.")
+    show(profiler.report, json=known.json, html=known.html)
     return 0
