@@ -197,6 +197,11 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func._overloadpacket not in flop_registry:  # in inference mode composite operators arrive whole
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         if torch._C._current_graph_task_id() == _OUTSIDE_OF_BACKWARD:
             self._see(func, args, kwargs, out)

@@ -18,6 +18,7 @@ from lightning_perf.host import MisconfigurationException
 from lightning_perf.quantization import entries, preparation, ranges, to_qdq
 from lightning_perf.quantization.callback_distill import distance
 from lightning_perf.quantization.callback_schedule import Schedule, batches_until, check_moment
+from lightning_perf.quantization.layers import records
 from tests.quantization.modules import images, make
 
 
@@ -127,7 +128,10 @@ def test_checkpoints_go_both_ways_and_test_finds_the_ranges(
     (expected,) = trainer.test(module, images(16), verbose=False)
     assert trainer.test(module, images(16), ckpt_path=str(path), verbose=False) == [expected]
     other = ns.Trainer(**quiet, callbacks=[lp.QuantizationAwareTraining(freeze_observers=0.5)])
-    assert other.test(make(ns), images(16), ckpt_path=str(path), verbose=False) == [expected]
+    fresh = make(ns)
+    assert other.test(fresh, images(16), ckpt_path=str(path), verbose=False) == [expected]
+    assert [layer.confirmed for _, _, layer in records(fresh)] == [layer.confirmed for _, _, layer in records(module)]
+    assert any(layer.confirmed for _, _, layer in records(fresh))
     plain = make(ns)
     (in_float,) = ns.Trainer(**quiet).test(plain, images(16), ckpt_path=str(path), verbose=False)
     assert in_float != expected
@@ -224,6 +228,23 @@ class Recorder(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.losses.append(float(outputs["loss"]))
+
+
+def test_the_teacher_draws_no_random_numbers_of_the_run(quiet: dict[str, Any]) -> None:
+    """Dropout draws in the module and not in its teacher: the state of the generator goes on as without one."""
+    states: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+
+    class States(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            states[distill].append(torch.get_rng_state())
+
+    for distill in states:
+        module = make(pl)
+        module.deep = nn.Sequential(nn.Dropout(0.5), module.deep)
+        qat = lp.QuantizationAwareTraining(distill=distill)
+        fit(module, [qat, States()], quiet, max_epochs=1)
+    assert all(torch.equal(left, right) for left, right in zip(states[True], states[False], strict=True))
+    assert not torch.equal(states[True][0], states[True][1])
 
 
 def test_distance_by_hand() -> None:

@@ -26,6 +26,7 @@ def test_calls_within_a_batch_are_united() -> None:
     ranges = Ranges(["a", "b"])
     ranges.observe(0, torch.tensor([1.0, 2.0]))
     ranges.observe(0, torch.tensor([-5.0, 1.0]))
+    ranges.observe(0, torch.tensor([0.0, 0.5]))
     assert ranges.span("a") is None
     ranges.take_in()
     assert ranges.span("a") == (-5.0, 2.0)

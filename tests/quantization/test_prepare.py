@@ -154,6 +154,18 @@ def test_the_account_counts_the_work() -> None:
     assert {row[0] for row in section(net).rows} == set(shared.macs)
 
 
+def test_inference_mode_counts_alike() -> None:
+    """There torch shows operators such as ``linear`` and ``conv2d`` whole."""
+    counts = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 3)).eval()
+        shared = prepare(net)
+        with mode(), Watch(net):
+            net(torch.randn(4, 1, 5, 5))
+        counts.append((shared.macs, {name: layer.norm is not None for name, _, layer in records(net)}))
+    assert counts[0] == counts[1] == ({"0": 4 * 2 * 9 * 9, "3": 4 * 18 * 3}, {"0": True, "3": False})
+
+
 def test_products_between_activations_do_not_count_as_quantized() -> None:
     net = nn.MultiheadAttention(8, 2, batch_first=True)
     shared = prepare(nn.Sequential(net))

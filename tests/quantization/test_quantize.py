@@ -191,6 +191,13 @@ def test_the_search_finds_the_fewest(budget: float) -> None:
     assert found.drop <= budget
 
 
+def test_a_group_that_costs_only_alone_is_quantized_after_all() -> None:
+    def drop(groups: Set[str]) -> float:
+        return 4.0 * ("b" in groups) + 5.0 * (groups == {"a"})
+
+    assert keep_fewest(["a", "b", "c"], drop, 1.0).kept == ("b",)
+
+
 def test_groups() -> None:
     layers = [f"net.{block}.{layer}" for block in range(10) for layer in range(4)] + ["head"]
     assert list(grouped(layers, 50)) == layers
