@@ -21,6 +21,7 @@ FLOORS = {
     "report": 0,
     "optim": 1,
     "profiling": 1,
+    "pruning": 1,
     "host": 2,
     "speedups": 2,
 }
@@ -126,6 +127,7 @@ def test_public_names() -> None:
         "ChannelsLast",
         "ExactResume",
         "FastLogging",
+        "MagnitudePruning",
         "MallocTuning",
         "OptimizerFactory",
         "Report",
@@ -135,6 +137,7 @@ def test_public_names() -> None:
         "lossless",
         "measure_flops",
         "race",
+        "sparsity",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

@@ -23,6 +23,11 @@ from lightning_perf.host.optimizer_door import at_optimizer_door as at_optimizer
 from lightning_perf.host.rng import capture_rng as capture_rng
 from lightning_perf.host.rng import preserved_rng as preserved_rng
 from lightning_perf.host.rng import restore_rng as restore_rng
+from lightning_perf.host.run_length import Progress as Progress
+from lightning_perf.host.run_length import is_accumulating as is_accumulating
+from lightning_perf.host.run_length import progress_of as progress_of
+from lightning_perf.host.shadows import offer_shadows as offer_shadows
+from lightning_perf.host.shadows import shadows_of as shadows_of
 from lightning_perf.host.step_door import at_step_door as at_step_door
 from lightning_perf.host.timing_door import at_timing_door as at_timing_door
 from lightning_perf.host.weights_door import at_weights_door as at_weights_door

@@ -83,5 +83,11 @@ ROWS = (
         "bitwise",
         {"class_path": "lightning_perf.ThroughputProfiler", "init_args": {"roofline": False}},
     ),
+    Row(
+        "MagnitudePruning",
+        lambda: lp.MagnitudePruning(0.5, start=0.0),
+        None,
+        {"class_path": "lightning_perf.MagnitudePruning", "init_args": {"sparsity": 0.5, "start": 0.0}},
+    ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
 )
