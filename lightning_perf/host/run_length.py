@@ -88,7 +88,7 @@ def progress_of(trainer: Any) -> Progress:
     steps = trainer.max_steps if trainer.max_steps != -1 else math.inf
     fraction = max(batches / all_batches if all_batches else 1.0, trainer.global_step / steps)
     if not automatic:
-        return Progress(batches, all_batches, min(fraction, 1.0))
+        return Progress(batches, min(all_batches, steps), min(fraction, 1.0))
     limited = math.inf if math.isinf(all_batches) else math.ceil(trainer.num_training_batches / every) * epochs
     return Progress(trainer.global_step, min(limited, steps), min(fraction, 1.0))
 

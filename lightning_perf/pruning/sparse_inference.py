@@ -147,4 +147,6 @@ def _with_linear_layers(module: nn.Module, convert: Callable[[nn.Linear], nn.Mod
                 if made is not None:
                     setattr(parent, name, made)
                     count += 1
+                    if made is not child and isinstance(parent, nn.TransformerEncoderLayer):
+                        parent.activation_relu_or_gelu = 0  # no fused kernel, which reads the weights itself
     return clone, count
