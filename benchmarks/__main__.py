@@ -18,6 +18,9 @@ NAMES = (
     "range_test",
     "advice",
     "time_to_target",
+    "mask_cost",
+    "csr_inference",
+    "pruning_accuracy",
     "wild_table",
     "readme",
 )

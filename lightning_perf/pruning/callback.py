@@ -111,7 +111,7 @@ class MagnitudePruning(PerfCallback):
         self.schedule, self.start = schedule, float(start)
         self.end = float(start if schedule == "one_shot" else end)
         self.ignore = ignore if isinstance(ignore, str) else tuple(ignore)
-        self._options: dict[str, str] = {"pattern": pattern, "scope": scope, "criterion": criterion}
+        self._options: dict[str, Any] = {"pattern": pattern, "scope": scope, "criterion": criterion}
         Pruner({}, **self._options)  # its own checks, before a run starts
         self._rewind_to = rewind_to
         if rewind_to is not None:

@@ -244,9 +244,11 @@ def test_recipe_imports_nothing_of_the_library() -> None:
 
 
 def test_configs_differ_in_callbacks_only() -> None:
-    configs = {n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("baseline", "lossless", "fast")}
+    configs = {
+        n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("baseline", "lossless", "fast", "pruned")
+    }
     callbacks = {name: config["trainer"].pop("callbacks") for name, config in configs.items()}
-    assert configs["baseline"] == configs["lossless"] == configs["fast"]
+    assert configs["baseline"] == configs["lossless"] == configs["fast"] == configs["pruned"]
     assert callbacks["baseline"] == []
     assert [c["class_path"].split(".")[-1] for c in callbacks["lossless"]] == [
         "OptimizerFactory",
@@ -260,6 +262,10 @@ def test_configs_differ_in_callbacks_only() -> None:
         "class_path": "lightning_perf.AutoMixedPrecision",
         "init_args": {"precision": "bf16-mixed"},
     }
+    assert callbacks["pruned"] == [
+        *callbacks["lossless"],
+        {"class_path": "lightning_perf.MagnitudePruning", "init_args": {"sparsity": 0.9}},
+    ]
 
 
 def test_baseline_is_frozen() -> None:
