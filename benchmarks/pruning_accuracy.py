@@ -3,7 +3,7 @@
     python -m benchmarks.pruning_accuracy             # runs what has no result file yet; may be stopped
     python -m benchmarks.pruning_accuracy --table     # the table of what there is
 
-Every run has the same 10 epochs over the same batches: the image recipe with AdamW at 3e-3 and one cycle. Variants, frozen
+Every run has the same 10 epochs over the same batches: the image recipe, AdamW at 3e-3, one cycle. Variants, frozen
 beforehand: ``dense``; ``ours``: ``MagnitudePruning(sparsity)`` with its defaults; ``lightning once``: ``ModelPruning`` of
 the same weights, global, to the full sparsity after the third epoch; ``lightning gradual``: its amount compounded over
 the first seven epochs, reaching the sparsity at the same point as ours. Its lottery-ticket reset is off. Three seeds.
@@ -71,7 +71,8 @@ def fit(variant: str, seed: int, **arguments: Any) -> Run:
     torch.set_num_threads(THREADS)
     seed_everything(seed)
     module, data = ImageClassifier(), FashionMNISTData()
-    callbacks = [lp.OptimizerFactory("adamw", lr=3e-3, schedule="one_cycle"), *pruning(variant, module)]
+    factory = lp.OptimizerFactory("adamw", lr=3e-3, schedule="one_cycle")
+    callbacks = [factory, lp.ChannelsLast(), *pruning(variant, module)]
     trainer = quiet_trainer(
         callbacks, **{"max_epochs": EPOCHS, "limit_val_batches": 0, "num_sanity_val_steps": 0, **arguments}
     )

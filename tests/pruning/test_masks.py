@@ -118,6 +118,34 @@ def test_hold_keeps_every_other_bit_and_the_layout() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_held_after_tensors_were_replaced_behind_its_back() -> None:
+    """A relayout moves memory, a restore replaces tensors, a late parameter brings new ones."""
+    torch.manual_seed(0)
+    first, late = nn.Parameter(torch.randn(4, 3, 2, 2)), nn.Parameter(torch.randn(3, 3))
+    optimizer = torch.optim.AdamW([first, late], lr=0.1)
+    masks = {p: torch.rand(p.shape) > 0.5 for p in (first, late)}
+    holder = Holder(masks)
+
+    def step_and_check(*parameters: nn.Parameter) -> None:
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        holder.hold_step(optimizer)
+        for parameter in parameters:
+            values = [parameter, optimizer.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg_sq"]]
+            assert all(bool((value[~masks[parameter]] == 0).all()) for value in values)
+            assert all(bool((value[masks[parameter]] != 0).all()) for value in values)
+
+    step_and_check(first)
+    step_and_check(first, late)
+    first.data = first.data.contiguous(memory_format=torch.channels_last)
+    step_and_check(first, late)
+    optimizer.load_state_dict(optimizer.state_dict())
+    step_and_check(first, late)
+    optimizer.state[late]["exp_avg"] = torch.randn(3, 3)
+    step_and_check(first, late)
+
+
 def test_state_in_other_coordinates_is_left_alone() -> None:
     """SOAP's second moment lives in a rotated basis: a zero there would make a step of the size 1 / eps."""
     from lightning_perf.optim.soap import SOAP
