@@ -9,6 +9,8 @@ from lightning_perf.optim.registry import list_optimizers as list_optimizers
 from lightning_perf.profiling.callback import ThroughputProfiler as ThroughputProfiler
 from lightning_perf.profiling.callback_flops import measure_flops as measure_flops
 from lightning_perf.pruning.callback import MagnitudePruning as MagnitudePruning
+from lightning_perf.pruning.callback_channels import ChannelPruning as ChannelPruning
+from lightning_perf.pruning.callback_channels import load_pruned as load_pruned
 from lightning_perf.pruning.sparsity import sparsity as sparsity
 from lightning_perf.report import Report as Report
 from lightning_perf.speedups.channels_last import ChannelsLast as ChannelsLast

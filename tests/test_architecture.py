@@ -124,6 +124,7 @@ def test_public_names() -> None:
     names = {name for name in vars(lp) if not name.startswith("_")} - set(FLOORS)
     assert names == {
         "AutoMixedPrecision",
+        "ChannelPruning",
         "ChannelsLast",
         "ExactResume",
         "FastLogging",
@@ -134,6 +135,7 @@ def test_public_names() -> None:
         "ThroughputProfiler",
         "compare",
         "list_optimizers",
+        "load_pruned",
         "lossless",
         "measure_flops",
         "race",

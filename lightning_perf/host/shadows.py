@@ -34,13 +34,24 @@ def offer_shadows(trainer: Any, shadows: Shadows) -> Callable[[], None]:
 
 def shadows_of(trainer: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Every parameter of the module in training with every copy that is known of it."""
+    yield from offered_shadows(trainer)
+    for average in averaged_modules(trainer):
+        copies = dict(average.named_parameters())
+        for name, parameter in trainer.lightning_module.named_parameters():
+            if name in copies:
+                yield parameter, copies[name]
+
+
+def offered_shadows(trainer: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those that callbacks of the house keep, tensor by tensor."""
     for shadows in list(_offered.get(trainer, ())):
         yield from shadows()
+
+
+def averaged_modules(trainer: Any) -> Iterator[Any]:
+    """The whole modules that Lightning's averaging callbacks keep."""
     for callback in trainer.callbacks:
         if is_a(callback, "WeightAveraging") or is_a(callback, "StochasticWeightAveraging"):
             average = require(callback, "_average_model")
             if average is not None:
-                copies = dict(getattr(average, "module", average).named_parameters())
-                for name, parameter in trainer.lightning_module.named_parameters():
-                    if name in copies:
-                        yield parameter, copies[name].detach()
+                yield getattr(average, "module", average)

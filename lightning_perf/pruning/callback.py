@@ -24,6 +24,7 @@ from lightning_perf.host import (
     shadows_of,
 )
 from lightning_perf.pruning.callback_rewind import Rewind
+from lightning_perf.pruning.cut import Cut
 from lightning_perf.pruning.masks import pack, parse_pattern, unpack
 from lightning_perf.pruning.pruner import Pruner
 from lightning_perf.pruning.schedule import check_schedule, sparsity_at
@@ -273,6 +274,11 @@ class MagnitudePruning(PerfCallback):
             f"{found.of(name):.0%} of {name}. This makes a compressed file smaller; on a CPU it gives no speed, but for "
             "linear layers from 90 % on in lightning_perf.pruning.csr_copy."
         )
+
+    def follow_cut(self, cut: Cut) -> None:
+        """Keep the masks of what is left once whole channels were taken out of the module."""
+        if self._pruner is not None:
+            self._pruner.cut(cut)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name not in _OF_THE_RUN}

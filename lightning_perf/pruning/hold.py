@@ -86,7 +86,7 @@ class Holder:
             plan.parameters.append((parameter, parameter.data_ptr()))
             plan.add(parameter, self._integer_mask(parameter, parameter))
         states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
-        if all(_elementwise(p, state) for p, state in states):
+        if all(elementwise(p, state) for p, state in states):
             for parameter, state in states:
                 plan.states.append((parameter, state))
                 for key, value in state.items():
@@ -112,7 +112,7 @@ def _shaped_like(value: Any, parameter: Tensor) -> bool:
     return plain and value.shape == parameter.shape and value.is_floating_point()
 
 
-def _elementwise(parameter: Tensor, state: Mapping[str, Any]) -> bool:
+def elementwise(parameter: Tensor, state: Mapping[str, Any]) -> bool:
     """Whether the state consists of numbers and tensors with an entry for every weight.
 
     What keeps factors or bases beside them (Shampoo, SOAP) has entries in other coordinates, in which a zero would do harm.

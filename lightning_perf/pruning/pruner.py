@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_perf.pruning.criteria import CRITERIA, add_movement_, magnitude, random_score
+from lightning_perf.pruning.cut import Cut, kept_part
 from lightning_perf.pruning.hold import Holder
 from lightning_perf.pruning.masks import keep_highest, keep_towards_n_of_m, pack, parse_pattern, unpack
 from lightning_perf.pruning.targets import Target
@@ -110,6 +111,13 @@ class Pruner:
         if self._criterion == "movement":
             self._count_movement(optimizer)
         self._holder.hold_step(optimizer)
+
+    def cut(self, cut: Cut) -> None:
+        """Follow weights of which whole channels were taken out."""
+        parts = {name: cut.keep.get(name, {}) for name in self.targets}
+        self._movement = {name: kept_part(score, parts[name]) for name, score in self._movement.items()}
+        if self._kept:
+            self.adopt({name: kept_part(mask, parts[name]) for name, mask in self._kept.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Masks as packed bits, scores of movement and the seed: tensors and plain containers."""

@@ -85,7 +85,7 @@ def find_targets(module: nn.Module, ignore: Sequence[str] = (), *, group: int = 
         (['0.weight'], {'biases': ['0.bias', '1.bias'], 'normalization': ['1.weight']})
     """
     embeddings = _embeddings(module)
-    ignored = _ignored(module, ignore)
+    ignored = ignored_by(module, ignore)
     targets, seen = Targets(), set[int]()
     for name, owner, attribute, parameter in _parameters(module):
         if id(parameter) in seen:
@@ -146,7 +146,7 @@ def _embeddings(module: nn.Module) -> dict[int, str]:
     return {id(p): name for name, owner, _, p in _parameters(module) if isinstance(owner, _EMBEDDINGS)}
 
 
-def _ignored(module: nn.Module, patterns: Sequence[str]) -> dict[int, str]:
+def ignored_by(module: nn.Module, patterns: Sequence[str]) -> dict[int, str]:
     """The pattern that takes out a parameter, by identity; every name of a tied or aliased one counts."""
     if isinstance(patterns, str):
         raise ValueError(f"ignore={patterns!r} must be a list of patterns, such as [{patterns!r}].")
