@@ -7,6 +7,7 @@ from lightning_perf.autopilot.race import race as race
 from lightning_perf.optim.callback import OptimizerFactory as OptimizerFactory
 from lightning_perf.optim.registry import list_optimizers as list_optimizers
 from lightning_perf.profiling.callback import ThroughputProfiler as ThroughputProfiler
+from lightning_perf.profiling.callback_flops import count_macs as count_macs
 from lightning_perf.profiling.callback_flops import measure_flops as measure_flops
 from lightning_perf.pruning.callback import MagnitudePruning as MagnitudePruning
 from lightning_perf.pruning.callback_channels import ChannelPruning as ChannelPruning

@@ -134,6 +134,7 @@ def test_public_names() -> None:
         "Report",
         "ThroughputProfiler",
         "compare",
+        "count_macs",
         "list_optimizers",
         "load_pruned",
         "lossless",

@@ -98,6 +98,7 @@ class ChannelPruning(PerfCallback):
 
     def _forget(self) -> None:
         self._module: Any = lambda: None
+        self._active = False
         self._done, self._due, self._whole = 0, False, 0.0
         self._shapes: dict[str, Any] = {"tensors": {}, "sizes": {}}
         self.left_out: dict[str, str] = {}
@@ -107,6 +108,8 @@ class ChannelPruning(PerfCallback):
         if self._module() is not pl_module:
             self._forget()
             self._module = ref(pl_module)
+        self._active = True
+        self.undo(trainer).push(setattr, self, "_active", False)
 
         def restore(module: Any, checkpoint: Mapping[str, Any]) -> None:
             state = _state_in(checkpoint, self.state_key)
@@ -120,11 +123,14 @@ class ChannelPruning(PerfCallback):
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the shapes, so that the weights can be loaded."""
-        state = {"shapes": self._shapes, "done": self._done, "whole": self._whole}
-        checkpoint.setdefault("callbacks", {})[self.state_key] = state
+        if self._module() is pl_module:
+            state = {"shapes": self._shapes, "done": self._done, "whole": self._whole}
+            checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: whether the run has the epochs that it takes, and the module can be cut at all."""
+        if not self._active:
+            return
         epochs = trainer.max_epochs
         first = math.ceil(self.at * epochs) if epochs not in (None, -1) else 0
         if self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs:
@@ -141,7 +147,7 @@ class ChannelPruning(PerfCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: whether this epoch brings a cut."""
         done = progress_of(trainer).fraction if trainer.current_epoch else 0.0
-        self._due = self._done < self.steps and done >= self.at
+        self._due = self._active and self._done < self.steps and done >= self.at
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: cut, at the first batch of an epoch."""
@@ -151,7 +157,7 @@ class ChannelPruning(PerfCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: say so if the run has ended before a cut."""
-        if self._done < self.steps:
+        if self._active and self._done < self.steps:
             self.say(
                 f"{self._done} of {self.steps} cuts were made: the fit ended before the epochs that bring the others."
             )

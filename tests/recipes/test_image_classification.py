@@ -245,10 +245,11 @@ def test_recipe_imports_nothing_of_the_library() -> None:
 
 def test_configs_differ_in_callbacks_only() -> None:
     configs = {
-        n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("baseline", "lossless", "fast", "pruned")
+        n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text())
+        for n in ("baseline", "lossless", "fast", "pruned", "channels")
     }
     callbacks = {name: config["trainer"].pop("callbacks") for name, config in configs.items()}
-    assert configs["baseline"] == configs["lossless"] == configs["fast"] == configs["pruned"]
+    assert configs["baseline"] == configs["lossless"] == configs["fast"] == configs["pruned"] == configs["channels"]
     assert callbacks["baseline"] == []
     assert [c["class_path"].split(".")[-1] for c in callbacks["lossless"]] == [
         "OptimizerFactory",
@@ -265,6 +266,10 @@ def test_configs_differ_in_callbacks_only() -> None:
     assert callbacks["pruned"] == [
         *callbacks["lossless"],
         {"class_path": "lightning_perf.MagnitudePruning", "init_args": {"sparsity": 0.9}},
+    ]
+    assert callbacks["channels"] == [
+        *callbacks["lossless"],
+        {"class_path": "lightning_perf.ChannelPruning", "init_args": {"target": 0.5, "round_to": 4}},
     ]
 
 
