@@ -19,6 +19,9 @@ NAMES = (
     "qat_step",
     "advice",
     "time_to_target",
+    "mask_cost",
+    "csr_inference",
+    "pruning_accuracy",
     "wild_table",
     "readme",
 )

@@ -22,6 +22,7 @@ FLOORS = {
     "optim": 1,
     "profiling": 1,
     "quantization": 1,
+    "pruning": 1,
     "host": 2,
     "speedups": 2,
 }
@@ -124,21 +125,26 @@ def test_public_names() -> None:
     names = {name for name in vars(lp) if not name.startswith("_")} - set(FLOORS)
     assert names == {
         "AutoMixedPrecision",
+        "ChannelPruning",
         "ChannelsLast",
         "ExactResume",
         "FastLogging",
+        "MagnitudePruning",
         "MallocTuning",
         "OptimizerFactory",
         "QuantizationAwareTraining",
         "Report",
         "ThroughputProfiler",
         "compare",
+        "count_macs",
         "list_optimizers",
+        "load_pruned",
         "lossless",
         "measure_flops",
         "quantize",
         "race",
         "unprepare",
+        "sparsity",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

@@ -5,7 +5,9 @@ from lightning_perf.host.batches import batch_size_of as batch_size_of
 from lightning_perf.host.batches import seed_everything as seed_everything
 from lightning_perf.host.callback import PerfCallback as PerfCallback
 from lightning_perf.host.callback import same_callback as same_callback
+from lightning_perf.host.ddp import wrap_again as wrap_again
 from lightning_perf.host.doors import Undo as Undo
+from lightning_perf.host.dry_run import silent_copy as silent_copy
 from lightning_perf.host.dry_training import dry_passes as dry_passes
 from lightning_perf.host.dry_training import dry_training as dry_training
 from lightning_perf.host.evaluation_door import at_evaluation_door as at_evaluation_door
@@ -23,6 +25,13 @@ from lightning_perf.host.optimizer_door import at_optimizer_door as at_optimizer
 from lightning_perf.host.rng import capture_rng as capture_rng
 from lightning_perf.host.rng import preserved_rng as preserved_rng
 from lightning_perf.host.rng import restore_rng as restore_rng
+from lightning_perf.host.run_length import Progress as Progress
+from lightning_perf.host.run_length import is_accumulating as is_accumulating
+from lightning_perf.host.run_length import progress_of as progress_of
+from lightning_perf.host.shadows import averaged_modules as averaged_modules
+from lightning_perf.host.shadows import offer_shadows as offer_shadows
+from lightning_perf.host.shadows import offered_shadows as offered_shadows
+from lightning_perf.host.shadows import shadows_of as shadows_of
 from lightning_perf.host.step_door import at_step_door as at_step_door
 from lightning_perf.host.timing_door import at_timing_door as at_timing_door
 from lightning_perf.host.weights_door import at_weights_door as at_weights_door

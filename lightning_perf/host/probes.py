@@ -54,6 +54,9 @@ PRIVATE_NAMES = (
     PrivateName("loops.training_epoch_loop._TrainingEpochLoop", "on_run_start", ("self",), "ThroughputProfiler"),
     PrivateName("loops.training_epoch_loop._TrainingEpochLoop", "_on_before_fetch", ("self",), "ThroughputProfiler"),
     PrivateName("loops.evaluation_loop._EvaluationLoop", "run", ("self",), "ThroughputProfiler"),
+    PrivateName("strategies.DDPStrategy", "configure_ddp", ("self",), "ChannelPruning"),
+    PrivateName("loops.fit_loop._FitLoop", "_should_accumulate", ("self",), "MagnitudePruning"),
+    PrivateName("loops.fit_loop._FitLoop", "total_batch_idx", None, "MagnitudePruning"),
     PrivateName("loops.fit_loop._FitLoop", "max_steps", None, "race"),
     PrivateName("loops.fit_loop._FitLoop", "_can_stop_early", None, "race"),
     PrivateName(

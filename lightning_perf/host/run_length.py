@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_perf.host.doors import require
 
@@ -61,6 +62,40 @@ def configured_steps(trainer: Any, max_steps: int) -> int | None:
     finally:
         epoch_loop.max_steps = limited
     return int(steps) if 0 < steps < float("inf") else None
+
+
+class Progress(NamedTuple):
+    """How far a fit is: steps done, steps in all (infinite if there is no end), and the part of the run that is done.
+
+    A step is a step of the optimizer; under manual optimization, where there may be several, a training batch.
+    """
+
+    step: int
+    total: float
+    fraction: float
+
+
+def progress_of(trainer: Any) -> Progress:
+    """How far a fit is by its limits of epochs and steps, whichever comes first; 0 of an endless run is done.
+
+    To be called while the fit runs, when the loaders exist. Earlier epochs of a resumed run count.
+    """
+    automatic = trainer.lightning_module.automatic_optimization
+    every = trainer.accumulate_grad_batches
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    batches = trainer.fit_loop.total_batch_idx + 1
+    all_batches = trainer.num_training_batches * epochs
+    steps = trainer.max_steps if trainer.max_steps != -1 else math.inf
+    fraction = max(batches / all_batches if all_batches else 1.0, trainer.global_step / steps)
+    if not automatic:
+        return Progress(batches, min(all_batches, steps), min(fraction, 1.0))
+    limited = math.inf if math.isinf(all_batches) else math.ceil(trainer.num_training_batches / every) * epochs
+    return Progress(trainer.global_step, min(limited, steps), min(fraction, 1.0))
+
+
+def is_accumulating(trainer: Any) -> bool:
+    """At the end of a batch: whether its gradients wait for those of later batches before there is a step."""
+    return trainer.lightning_module.automatic_optimization and require(trainer.fit_loop, "_should_accumulate")()
 
 
 @contextmanager

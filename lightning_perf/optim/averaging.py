@@ -173,6 +173,10 @@ class Ema:
         for parameter, average in self._averages.items():
             yield parameter, average.to(parameter.dtype)
 
+    def averages(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every parameter updated so far with its average itself, to be changed in place."""
+        yield from self._averages.items()
+
     def state_dict(self, names: Mapping[Tensor, str]) -> dict[str, Any]:
         """Averages and counts by name, as tensors and plain containers; what has no name is left out."""
         named = [(names[parameter], parameter) for parameter in self._averages if parameter in names]

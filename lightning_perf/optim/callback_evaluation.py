@@ -16,6 +16,7 @@ from lightning_perf.host import (
     dry_passes,
     is_a,
     loaders_exist,
+    offer_shadows,
 )
 from lightning_perf.optim.averaging import Averages, Ema, EvaluationWeights, fingerprint
 from lightning_perf.optim.batch_norm import batch_norms, forget_statistics, statistics_from
@@ -96,6 +97,7 @@ class FitEvaluation:
         if self._ema is not None:
             for optimizer in self._optimizers:
                 undo.push(self._ema.follow(optimizer).remove)
+            undo.push(offer_shadows(self._trainer, self._ema.averages))
         self._take_up()
 
     def state(self) -> dict[str, Any]:

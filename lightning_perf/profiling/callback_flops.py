@@ -88,6 +88,29 @@ def measure_flops(module: Any, data: Any = None, *, trainer: Any = None) -> Flop
     return step.counter.count
 
 
+def count_macs(module: Any, batch: Any) -> int:
+    """Multiply-accumulates of one forward pass over ``batch``, the measure of most papers: half of its FLOPs.
+
+    A LightningModule runs the forward pass of its own ``training_step``, on a copy (see :func:`measure_flops`); any other
+    module is called on the batch, or on its members if the batch is a tuple or list.
+
+    Args:
+        module: a module; it is not changed.
+        batch: as a loader gives it.
+
+    Example::
+
+        >>> count_macs(torch.nn.Linear(8, 4), torch.ones(2, 8))
+        64
+    """
+    if is_a(getattr(module, "_orig_mod", module), "LightningModule"):
+        return measure_flops(module, batch).forward // 2
+    clone = _copied(module, "count_macs calls a copy, so that running statistics stay.")
+    with preserved_rng(), torch.no_grad(), FlopCounter() as counter:
+        clone(*batch) if isinstance(batch, list | tuple) else clone(batch)
+    return counter.count.forward // 2
+
+
 class _Counted(Exception):
     """The step was counted; nothing of what follows it in a training is wanted."""
 

@@ -1,4 +1,4 @@
-"""``lightning-perf profile``: what is wrong with the request is one line, what fails in the user's training is a traceback."""
+"""``lightning-perf profile``: a wrong request is told in one line; what fails in the training keeps its traceback."""
 
 from __future__ import annotations
 

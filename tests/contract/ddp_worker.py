@@ -64,6 +64,17 @@ def check(row: Row, folder: Path) -> dict[str, Any]:
     return result
 
 
+def check_random_masks(folder: Path) -> dict[str, Any]:
+    """Each rank has a seed of its own, as without ``seed_everything``: rank 0's masks hold on both."""
+
+    class Seeds(ns.Callback):
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            torch.manual_seed(trainer.global_rank)
+
+    module = fit([Seeds(), lp.MagnitudePruning(0.5, criterion="random", start=0.0)], folder)
+    return {"equal_ranks": ranks_are_equal(module), "sparsity": lp.sparsity(module).total}
+
+
 def check_resume(folder: Path, make_levers: Callable[[], list[Any]] = lp.lossless) -> dict[str, Any]:
     """ExactResume keeps the state of every rank: dropout differs between ranks, so one state would not do."""
 
@@ -123,6 +134,7 @@ def main(out: str) -> None:
     )
     cases["two_optimizers"] = lambda: {"equal_ranks": ranks_are_equal(fit(lp.lossless(), folder, "two_optimizers"))}
     cases["ranges"] = lambda: check_ranges(folder)
+    cases["random_masks"] = lambda: check_random_masks(folder)
     cases["slowest_rank"] = lambda: check_slowest_rank(folder)
     for name, case in cases.items():
         try:

@@ -15,6 +15,7 @@ class Row:
 
     ``lossless``: ``"bitwise"``, ``"rounding"`` or ``None`` (it changes training on purpose). ``refuses``: kinds of
     modules or Trainer settings that it refuses with a MisconfigurationException. ``yaml``: what LightningCLI is given.
+    ``reshapes``: weights have other shapes afterwards, which a plain module does not load.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Row:
     lossless: str | None
     yaml: dict[str, Any]
     refuses: tuple[str, ...] = ()
+    reshapes: bool = False
 
 
 ROWS = (
@@ -82,6 +84,20 @@ ROWS = (
         lambda: lp.ThroughputProfiler(roofline=False),
         "bitwise",
         {"class_path": "lightning_perf.ThroughputProfiler", "init_args": {"roofline": False}},
+    ),
+    Row(
+        "MagnitudePruning",
+        lambda: lp.MagnitudePruning(0.5, start=0.0),
+        None,
+        {"class_path": "lightning_perf.MagnitudePruning", "init_args": {"sparsity": 0.5, "start": 0.0}},
+    ),
+    Row(
+        "ChannelPruning",
+        lambda: lp.ChannelPruning(0.8, at=0.0, round_to=2),
+        None,
+        {"class_path": "lightning_perf.ChannelPruning", "init_args": {"target": 0.8, "at": 0.0, "round_to": 2}},
+        refuses=("raw_step",),
+        reshapes=True,
     ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
     Row(

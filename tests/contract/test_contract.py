@@ -114,7 +114,10 @@ def test_checkpoint_without_us(row: Row, ns: ModuleType, quiet: dict[str, Any], 
     trainer.save_checkpoint(path)
     checkpoint = torch.load(path, weights_only=True)
     plain = make("plain", ns)
-    plain.load_state_dict(checkpoint["state_dict"], strict=True)
+    if row.reshapes:
+        lp.load_pruned(plain, path)
+    else:
+        plain.load_state_dict(checkpoint["state_dict"], strict=True)
     assert_equal(weights(plain), weights(module))
     if row.lossless:
         resumed, _ = fit(ns, [], quiet, ckpt_path=str(path), precision="bf16-mixed", gradient_clip_val=0.1)
@@ -139,7 +142,7 @@ def test_leaves_no_trace(row: Row, fails: bool, ns: ModuleType, quiet: dict[str,
             "profiler": type(trainer.profiler),
             "results": [type(loop._results) for loop in loops],
             "precision": type(trainer.strategy.precision_plugin),
-            "strides": [p.stride() for p in module.parameters()],
+            "strides": [] if row.reshapes else [p.stride() for p in module.parameters()],
             "flags": (torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_num_threads()),
         }
 

@@ -92,3 +92,8 @@ def test_quantization_ranges_are_equal(results: dict[str, Any]) -> None:
 def test_two_optimizers(results: dict[str, Any]) -> None:
     """Manual optimization with two optimizers under all of ``lossless()``."""
     assert results["two_optimizers"] == {"equal_ranks": True}
+
+
+def test_random_masks(results: dict[str, Any]) -> None:
+    """Masks that every rank would draw for itself are those of rank 0."""
+    assert results["random_masks"] == {"equal_ranks": True, "sparsity": 0.5}

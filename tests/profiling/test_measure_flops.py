@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import lightning.pytorch
 import numpy
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from lightning_perf.profiling.callback_flops import measure_flops
+from lightning_perf.profiling.callback_flops import count_macs, measure_flops
 from lightning_perf.profiling.flops import FlopCounter
 from tests.contract.modules import KINDS, images, make
 
@@ -337,3 +338,13 @@ def test_a_module_attached_to_a_trainer(ns: ModuleType, quiet: dict[str, Any]) -
     assert dict(trainer.callback_metrics) == logged
     for index, kept in trainer.optimizers[0].state_dict()["state"].items():
         assert all(torch.equal(value, state[index][key]) for key, value in kept.items())
+
+
+def test_macs_by_hand() -> None:
+    """A convolution and a linear layer: outputs times inputs of each; batch norm and activations have no products."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 7))
+    statistics = net[1].running_mean.clone()
+    assert count_macs(net, torch.randn(2, 3, 5, 5)) == 2 * (25 * 4 * 27 + 100 * 7)
+    assert torch.equal(net[1].running_mean, statistics)
+    module = make("plain", lightning.pytorch)
+    assert count_macs(module, next(iter(images()))) == 4 * (64 * 8 * 9 + 16 * 8 * 72 + 128 * 3)

@@ -244,7 +244,8 @@ def test_recipe_imports_nothing_of_the_library() -> None:
 
 
 def test_configs_differ_in_callbacks_only() -> None:
-    configs = {n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("baseline", "lossless", "fast", "qat")}
+    names = ("baseline", "lossless", "fast", "qat", "pruned", "channels")
+    configs = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in names}
     callbacks = {name: config["trainer"].pop("callbacks") for name, config in configs.items()}
     assert all(config == configs["baseline"] for config in configs.values())
     assert callbacks["baseline"] == []
@@ -265,6 +266,14 @@ def test_configs_differ_in_callbacks_only() -> None:
         "class_path": "lightning_perf.QuantizationAwareTraining",
         "init_args": {"scheme": "int8"},
     }
+    assert callbacks["pruned"] == [
+        *callbacks["lossless"],
+        {"class_path": "lightning_perf.MagnitudePruning", "init_args": {"sparsity": 0.9}},
+    ]
+    assert callbacks["channels"] == [
+        *callbacks["lossless"],
+        {"class_path": "lightning_perf.ChannelPruning", "init_args": {"target": 0.5, "round_to": 4}},
+    ]
 
 
 def test_baseline_is_frozen() -> None:

@@ -1,0 +1,297 @@
+"""ChannelPruning: whole channels are taken out while the module trains, and what is left is a smaller, faster module."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from lightning_perf.host import (
+    MisconfigurationException,
+    PerfCallback,
+    Stage,
+    at_module_door,
+    averaged_modules,
+    offered_shadows,
+    preserved_rng,
+    progress_of,
+    silent_copy,
+    wrap_again,
+)
+from lightning_perf.pruning.callback import MagnitudePruning
+from lightning_perf.pruning.channels import Channels, meet
+from lightning_perf.pruning.cut import Cut, kept_part, reshape, shapes_of
+
+MEASURES = ("macs", "parameters", "latency")
+_TIMINGS = 5
+
+
+class ChannelPruning(PerfCallback):
+    """Take the least important channels out of a module, so that it computes less and stays an ordinary dense module.
+
+    At the first batch of an epoch the module is traced through its own ``training_step`` on a copy. Groups of channels that
+    depend on each other are found with Torch-Pruning, and each is tried: it counts only if taking channels out gives the
+    same loss as setting them to zero. What is left out is said with the reason. Then the lowest channels by weight norm go
+    until the target is met. Parameters keep their identity; optimizer state, averages (``ema=``, Lightning's) and masks
+    are cut along, DDP wraps anew. A checkpoint carries the shapes: with this callback ``fit``, ``validate``, ``test`` and
+    ``predict`` load it; without a Trainer :func:`lightning_perf.load_pruned` does.
+
+    Args:
+        target: what should be left of ``measure``, such as 0.5.
+        measure: ``macs`` of a forward pass, ``parameters``, or ``latency`` of a forward pass here, eager.
+        steps: cut in so many steps, at the beginning of as many epochs, each by the same factor.
+        at: fraction of the run after which the first epoch that begins brings the first cut; 0 cuts before the first step.
+        round_to: channels that stay in a group are a multiple of this (the width of vector units).
+        ignore: patterns of qualified names of layers whose outputs stay.
+
+    Raises:
+        ValueError: an argument out of its range; a run with too few epochs; a target that cannot be met, with the best
+            point and what stopped it; a checkpoint of other shapes.
+        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss; a strategy that shards.
+
+    Source: Fang et al., https://arxiv.org/abs/2301.12900. Deviation: its groups are believed only after a run.
+
+    Example::
+
+        >>> import lightning_perf as lp
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[lp.ChannelPruning(0.5)], logger=False, enable_checkpointing=False)
+    """
+
+    essential = True
+
+    def __init__(
+        self,
+        target: float,
+        *,
+        measure: str = "macs",
+        steps: int = 1,
+        at: float = 0.5,
+        round_to: int = 8,
+        ignore: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            target=target, measure=measure, steps=steps, at=at, round_to=round_to,
+            ignore=ignore if isinstance(ignore, str) else list(ignore),
+        )  # fmt: skip
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < 1:
+            raise ValueError(
+                f"target={target!r} must be the share of {measure} that is left, between 0 and 1, such as 0.5."
+            )
+        if measure not in MEASURES:
+            raise ValueError(f"measure={measure!r} is unknown; pass one of {', '.join(map(repr, MEASURES))}.")
+        for name, value in (("steps", steps), ("round_to", round_to)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < 1:
+            raise ValueError(f"at={at!r} must be a fraction of the run, from 0 to below 1, such as 0.5.")
+        self.target, self.measure, self.steps, self.at, self.round_to = target, measure, steps, at, round_to
+        self.ignore = ignore if isinstance(ignore, str) else tuple(ignore)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._module: Any = lambda: None
+        self._active = False
+        self._done, self._due, self._whole = 0, False, 0.0
+        self._shapes: dict[str, Any] = {"tensors": {}, "sizes": {}}
+        self.left_out: dict[str, str] = {}
+
+    def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Stand at the module door, where the shapes of a checkpoint are put in place before its weights."""
+        if self._module() is not pl_module:
+            self._forget()
+            self._module = ref(pl_module)
+        self._active = True
+        self.undo(trainer).push(setattr, self, "_active", False)
+
+        def restore(module: Any, checkpoint: Mapping[str, Any]) -> None:
+            state = _state_in(checkpoint, self.state_key)
+            if state is not None:
+                for one in (module, *averaged_modules(trainer)):
+                    reshape(one, state["shapes"])
+                self._shapes, self._whole = state["shapes"], state["whole"]
+                self._done = state["done"]
+
+        self.undo(trainer).push(at_module_door(trainer, Stage.STRUCTURE, restore))
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: the shapes, so that the weights can be loaded."""
+        if self._module() is pl_module:
+            state = {"shapes": self._shapes, "done": self._done, "whole": self._whole}
+            checkpoint.setdefault("callbacks", {})[self.state_key] = state
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's hook: whether the run has the epochs that it takes, and the module can be cut at all."""
+        if not self._active:
+            return
+        epochs = trainer.max_epochs
+        first = math.ceil(self.at * epochs) if epochs not in (None, -1) else 0
+        if self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs:
+            raise ValueError(
+                f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
+                f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
+            )
+        if any(one._compiled_call_impl is not None or "_orig_mod" in one._modules for one in pl_module.modules()):
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} is compiled for its shapes; use ChannelPruning without compile, and compile "
+                "the pruned module afterwards."
+            )
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's hook: whether this epoch brings a cut."""
+        done = progress_of(trainer).fraction if trainer.current_epoch else 0.0
+        self._due = self._active and self._done < self.steps and done >= self.at
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook: cut, at the first batch of an epoch."""
+        if self._due:
+            self._due = False
+            self._cut(trainer, pl_module, batch)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Lightning's hook: say so if the run has ended before a cut."""
+        if self._active and self._done < self.steps:
+            self.say(
+                f"{self._done} of {self.steps} cuts were made: the fit ended before the epochs that bring the others."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_module"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        channels = Channels(
+            pl_module, lambda clone: _loss(clone, batch), self.ignore, round_to=self.round_to, duplicate=_quiet_copy
+        ).find()
+        if not self._done:
+            self._whole = self._measured(channels, Cut())
+        target = self.target ** ((self._done + 1) / self.steps)
+        before = self._measured(channels, Cut()) / self._whole
+        cut, reached = meet(channels, target, lambda cut: self._measured(channels, cut) / self._whole)
+        reason = channels.check(cut)
+        if reason is not None:
+            raise MisconfigurationException(
+                f"the groups of {type(pl_module).__name__} can be cut one by one but not together ({reason}); use ignore= "
+                "to leave some of them out."
+            )
+        if trainer.world_size > 1:  # ranks see other batches
+            cut = Cut(*trainer.strategy.broadcast((cut.keep, cut.sizes)))
+        for parameter, shadow in offered_shadows(trainer):
+            name = next(name for name, one in pl_module.named_parameters() if one is parameter)
+            shadow.data = kept_part(shadow.data, cut.keep.get(name, {}))
+        cut.apply(pl_module, trainer.strategy.optimizers)
+        for average in averaged_modules(trainer):
+            cut.apply(average)
+        for other in trainer.callbacks:
+            if isinstance(other, MagnitudePruning):
+                other.follow_cut(cut)
+        wrap_again(trainer)
+        self._remember(pl_module, cut)
+        self.left_out = channels.left_out
+        left_out = "".join(f"\n  left out, {name}: {reason}" for name, reason in channels.left_out.items())
+        self.say(f"{self.measure} cut from {before:.3g} to {reached:.3g} of the whole (target {target:.3g}).{left_out}")
+
+    def _remember(self, module: nn.Module, cut: Cut) -> None:
+        names = {**{name: {} for name in self._shapes["tensors"]}, **cut.keep}
+        sizes = {name: dict(noted) for name, noted in self._shapes["sizes"].items()}
+        for name, noted in cut.sizes.items():
+            sizes.setdefault(name, {}).update(noted)
+        self._shapes = shapes_of(module, Cut(names, sizes))
+        self._done += 1
+
+    def _measured(self, channels: Channels, cut: Cut) -> float:
+        clone = channels.duplicate(channels.module).eval()
+        cut.apply(clone)
+        if self.measure == "parameters":
+            return float(sum(parameter.numel() for parameter in clone.parameters()))
+        with torch.no_grad():
+            if self.measure == "macs":
+                from lightning_perf.profiling.flops import FlopCounter
+
+                with FlopCounter() as counter:
+                    channels.loss(clone)
+                return counter.count.forward / 2
+            seconds = []
+            for _ in range(_TIMINGS):
+                start = time.perf_counter()
+                float(channels.loss(clone))
+                seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+
+def load_pruned(module: Any, path: str | Path) -> Any:
+    """Load a checkpoint of a run with :class:`ChannelPruning` into a module as it was before the cut; no pickle, no Trainer.
+
+    Args:
+        module: made with the arguments it was trained with; it is given the shapes and the weights of the checkpoint.
+        path: a checkpoint of Lightning, with callback state.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: the checkpoint has no shapes, or those of another module.
+
+    Example::
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pruned.ckpt"
+        >>> shapes = {"tensors": {"weight": [1, 2]}, "sizes": {"": {"out_features": 1}}}
+        >>> state = {"callbacks": {"ChannelPruning{}": {"shapes": shapes}}, "state_dict": {"weight": torch.ones(1, 2)}}
+        >>> torch.save(state, path)
+        >>> load_pruned(nn.Linear(2, 8, bias=False), path)
+        Linear(in_features=2, out_features=1, bias=False)
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    state = _state_in(checkpoint, "")
+    if state is None:
+        raise ValueError(
+            f"{path} holds no shapes: it was saved without ChannelPruning, or with save_weights_only=True. Load it as any "
+            "other checkpoint, or save the whole one."
+        )
+    reshape(module, state["shapes"])
+    module.load_state_dict(checkpoint["state_dict"])
+    return module
+
+
+def _state_in(checkpoint: Mapping[str, Any], state_key: str) -> dict[str, Any] | None:
+    """What this callback has saved, with whatever arguments."""
+    states = checkpoint.get("callbacks", {})
+    saved = [state for key, state in states.items() if key.startswith(ChannelPruning.__qualname__)]
+    return states.get(state_key, saved[0] if len(saved) == 1 else None)
+
+
+def _quiet_copy(module: nn.Module) -> nn.Module:
+    clone = silent_copy(module)
+    losses: list[Tensor] = []
+    vars(clone)["manual_backward"] = lambda loss, *args, **kwargs: losses.append(loss)
+    vars(clone)["_losses_by_hand"] = losses
+    return clone
+
+
+def _loss(clone: Any, batch: Any) -> Tensor:
+    """The loss of a real step on a copy, the same at every call with equal weights."""
+    by_hand = vars(clone)["_losses_by_hand"]
+    by_hand.clear()
+    with preserved_rng(), clone.trainer.precision_plugin.forward_context():
+        torch.manual_seed(0)
+        output = clone.training_step(copy.deepcopy(batch), 0)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if isinstance(loss, Tensor):
+        return loss
+    if by_hand:
+        return torch.stack([one.reshape(()) for one in by_hand]).sum()
+    raise MisconfigurationException(
+        f"training_step of {type(clone).__name__} gives no loss to trace: it returns {type(output).__name__} and calls "
+        "backward itself; use self.manual_backward(loss), or return the loss."
+    )
