@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_perf"
 HOST_LIBRARIES = {"lightning", "pytorch_lightning", "lightning_fabric"}
-OPTIONAL = {"matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "openvino", "onnx", "onnxruntime", "torchao"}
+OPTIONAL = {"matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "openvino", "onnx", "onnxruntime", "onnxscript", "torchao", "nncf"}
 FLOORS = {
     "_optional": 0,
     "_version": 0,
@@ -21,6 +21,7 @@ FLOORS = {
     "report": 0,
     "optim": 1,
     "profiling": 1,
+    "deploy": 1,
     "host": 2,
     "speedups": 2,
 }

@@ -1,0 +1,181 @@
+"""From a source to an artefact: build every variant, gate it, time it, write the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lightning_perf import hardware
+from lightning_perf.deploy import inductor, onnx_runtime, openvino
+from lightning_perf.deploy.artifact import Artifact, new_folder, write_manifest
+from lightning_perf.deploy.latency import Target, targets
+from lightning_perf.deploy.source import PRECISIONS, NotExportable, Source
+from lightning_perf.deploy.trial import (
+    METRIC,
+    Metric,
+    Trial,
+    best,
+    eager,
+    gate,
+    race,
+    ranking,
+    report,
+    runtime_versions,
+    under_signature,
+)
+from lightning_perf.report import Quantity
+
+BUILDERS: dict[str, Callable[[Source, str, Path], Any]] = {
+    onnx_runtime.NAME: onnx_runtime.build,
+    openvino.NAME: openvino.build,
+    inductor.NAME: inductor.build,
+}
+_INSTALL = {onnx_runtime.NAME: "onnxruntime", openvino.NAME: "openvino"}
+
+
+def choose_runtimes(runtimes: str | Sequence[str]) -> tuple[list[str], bool]:
+    """The runtimes to build for, and whether they were asked for by name (then a missing one is an error).
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example::
+
+        >>> choose_runtimes("openvino")
+        (['openvino'], True)
+    """
+    if runtimes == "auto":
+        return list(BUILDERS), False
+    names = [runtimes] if isinstance(runtimes, str) else list(runtimes)
+    unknown = [name for name in names if name not in BUILDERS]
+    if unknown or not names:
+        raise ValueError(f"runtimes={runtimes!r}: unknown {unknown}; choose among {list(BUILDERS)}, or 'auto'.")
+    return names, True
+
+
+def check_precisions(precisions: Sequence[str]) -> list[str]:
+    """The precisions, each known.
+
+    Raises:
+        ValueError: an unknown one, or none.
+    """
+    names = [precisions] if isinstance(precisions, str) else list(precisions)
+    unknown = [name for name in names if name not in PRECISIONS]
+    if unknown or not names:
+        raise ValueError(f"precisions={precisions!r}: unknown {unknown}; choose among {list(PRECISIONS)}.")
+    return names
+
+
+def build_all(
+    source: Source, folder: Path, runtimes: Sequence[str], precisions: Sequence[str], *, by_name: bool
+) -> tuple[list[Any], dict[str, str]]:
+    """Every variant that can be made, and why the others cannot.
+
+    Raises:
+        ImportError: a runtime that was asked for by name is not installed.
+    """
+    made: list[Any] = []
+    left_out: dict[str, str] = {}
+    for runtime in runtimes:
+        for precision in precisions:
+            try:
+                made += BUILDERS[runtime](source, precision, folder)
+            except ImportError as error:
+                if by_name:
+                    raise
+                left_out[f"{runtime}-{precision}"] = str(error)
+            except (NotExportable, ValueError) as error:
+                left_out[f"{runtime}-{precision}"] = str(error)
+    return made, left_out
+
+
+def write_artifact(
+    source: Source,
+    path: str | Path,
+    *,
+    runtimes: str | Sequence[str] = "auto",
+    precisions: Sequence[str] = PRECISIONS,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 9,
+    tolerance: Mapping[str, float] | None = None,
+    metric: Metric | None = None,
+    metric_row: Quantity = METRIC,
+    title: str = "export",
+    facts: Mapping[str, Any] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Artifact:
+    """Export a source to a new artefact folder.
+
+    Args:
+        source: the module in its forms.
+        path: folder to write; an artefact that is there is replaced once the new one is complete.
+        runtimes: names, or ``auto``: all that are installed.
+        precisions: among fp32, bf16, int8.
+        batches: batch sizes to time.
+        rounds: rounds of the timing; 0 times nothing.
+        tolerance: accepted relative error per precision, where it differs from the gate's own.
+        metric: called with a function of the module's signature; returns the number to report.
+        metric_row: how the metric is shown.
+        title: of the report.
+        facts: further entries of the manifest.
+        notes: variants that the caller left out already, with reasons.
+
+    Raises:
+        ValueError: a name that is unknown, a path that is taken by something else, or nothing that could be exported.
+        ImportError: a runtime that was asked for by name is missing.
+    """
+    names, by_name = choose_runtimes(runtimes)
+    wanted_precisions = check_precisions(precisions)
+    sizes = [source.call.batch_size or 1] if not any(source.call.batched) else list(batches)
+    wanted: list[Target] = targets(sizes) if rounds else []
+    with new_folder(path) as folder:
+        variants, left_out = build_all(source, folder, names, wanted_precisions, by_name=by_name)
+        left_out = dict(notes or {}) | left_out
+        if not variants:
+            raise NotExportable("nothing could be exported: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
+        trials = [gate(source, variant, folder, tolerance) for variant in variants]
+        baseline_metric = None
+        if metric is not None:
+            baseline_metric = metric(under_signature(eager(source), source))
+            for trial in trials:
+                if trial.passed:
+                    trial.metric = metric(under_signature(trial.variant.open(None), source))
+        baseline = race(source, trials, wanted, rounds) if rounds else {}
+        made = report(
+            title, source, trials, left_out, wanted, baseline, baseline_metric=baseline_metric, metric=metric_row
+        )
+        content = {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": hardware.versions() | runtime_versions(),
+            "machine": hardware.machine(),
+            "signature": source.call.describe(),
+            "variants": {trial.variant.name: entry(trial) for trial in trials},
+            "left_out": left_out,
+            "best": best(trials, wanted),
+            "ranking": ranking(trials, wanted),
+            "metric": baseline_metric,
+            **(facts or {}),
+        }
+        manifest = write_manifest(folder, content, made)
+    return Artifact(Path(path), manifest, made)
+
+
+def entry(trial: Trial) -> dict[str, Any]:
+    """What the manifest says of one variant."""
+    variant = trial.variant
+    error = trial.verdict.error
+    return {
+        "runtime": variant.runtime,
+        "precision": variant.precision,
+        "path": variant.path,
+        "options": dict(variant.options),
+        "notes": list(variant.notes),
+        "bytes": trial.bytes,
+        "passed": trial.passed,
+        "reason": trial.verdict.reason,
+        "error": error if error < float("inf") else None,
+        "metric": trial.metric,
+        "seconds": {key: sorted(values)[len(values) // 2] for key, values in trial.seconds.items()},
+    }
