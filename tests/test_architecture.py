@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_perf"
 HOST_LIBRARIES = {"lightning", "pytorch_lightning", "lightning_fabric"}
-OPTIONAL = {"matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "openvino", "onnx", "onnxruntime", "onnxscript", "torchao", "nncf"}
+OPTIONAL = {
+    *("matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "torchao", "nncf"),
+    *("openvino", "onnx", "onnxruntime", "onnxscript"),
+}
 FLOORS = {
     "_optional": 0,
     "_version": 0,

@@ -88,7 +88,7 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 
 
 def layer_of(node: Any) -> str | None:
-    """Qualified name of the layer (in the user's module) whose forward made this node; None where the exporter does not say."""
+    """Qualified name, in the user's module, of the layer whose forward made this node; None where nobody says."""
     for item in node.metadata_props:
         if item.key == _SCOPES:
             scopes = ast.literal_eval(item.value)

@@ -1,8 +1,8 @@
 """A float ONNX graph to an int8 one: which tensors are quantized, with which range, and where Q and DQ stand.
 
 Weights become int8 per output channel, activations uint8 per tensor. Q/DQ pairs stand where the runtime folds them into
-integer kernels: at the inputs of convolutions and linear layers, and from there backwards through everything that computes on
-bytes as well (relu, pooling, residual additions, slices).
+integer kernels: at the inputs of convolutions and linear layers, and from there backwards through everything that computes
+on bytes as well (relu, pooling, residual additions, slices).
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ def plan(graph: OnnxGraph, ranges: Mapping[str, LayerRanges] | None, *, fused_su
         else:
             made.layers.append(node)
     pending = [node.input[0] for node in made.layers]
-    made.tensors = {}
     while pending:
         tensor = pending.pop()
         if tensor in made.tensors:
@@ -143,12 +142,11 @@ def quantized_weight(weight: np.ndarray, axis: int, scale: np.ndarray | None) ->
         [[127, 50]]
     """
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    if scale is None:
-        scale = np.abs(weight).max(axis=others) / 127
-    scale = np.broadcast_to(np.asarray(scale, np.float32).reshape(-1), (weight.shape[axis],)).copy()
-    scale[scale == 0] = 1.0
+    steps = np.asarray(np.abs(weight).max(axis=others) / 127 if scale is None else scale, np.float32)
+    steps = np.broadcast_to(steps.reshape(-1), (weight.shape[axis],)).copy()
+    steps[steps == 0] = 1.0
     shape = [-1 if index == axis else 1 for index in range(weight.ndim)]
-    return np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8), scale
+    return np.clip(np.rint(weight / steps.reshape(shape)), -127, 127).astype(np.int8), steps
 
 
 def quantize_graph(
@@ -267,7 +265,7 @@ class _Writer:
 
     def on_bytes(self, node: Any) -> list[Any]:
         """The node itself on bytes, and a DQ behind it."""
-        scale, zero = self.grids[node.input[0]]
+        zero = self.grids[node.input[0]][1]
         moved = type(node)()
         moved.CopyFrom(node)
         moved.input[0], moved.output[0] = f"{node.input[0]}_q", f"{node.output[0]}_q"

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from lightning_perf import hardware
 from lightning_perf.deploy.call import FlatModule
