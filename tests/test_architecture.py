@@ -25,6 +25,7 @@ FLOORS = {
     "optim": 1,
     "profiling": 1,
     "deploy": 1,
+    "quantization": 1,
     "host": 2,
     "speedups": 2,
 }

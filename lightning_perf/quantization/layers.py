@@ -1,0 +1,295 @@
+"""Layers that round their weights and inputs: the class of the instance is swapped, everything else stays.
+
+A prepared layer is an instance of a subclass of its own class, so that its ``forward`` (the user's, too), hooks,
+parameters, ``state_dict`` and ``isinstance`` checks are as before. What it needs to know lies in one plain object in its
+``__dict__``, which deep copies and pickles take along; no parameter and no buffer is added.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
+from lightning_perf.quantization.kinds import Kind, owner_of, weight_of
+from lightning_perf.quantization.ranges import Ranges
+from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
+from lightning_perf.quantization.schemes import Scheme
+
+RECORD = "_lightning_perf_quantized"
+
+
+@dataclass
+class Preparation:
+    """What all layers of one prepared module share: ranges, switches, and the account of what was left in float.
+
+    ``observing`` and ``quantizing`` are switched by whoever drives training or calibration.
+    """
+
+    scheme: Scheme
+    ranges: Ranges
+    left: dict[str, str] = field(default_factory=dict)
+    observing: bool = False
+    observing_outputs: bool = False
+    quantizing: bool = True
+    watched: dict[str, bool] = field(default_factory=lambda: {"training": False, "evaluation": False})
+    macs: dict[str, int] = field(
+        default_factory=dict
+    )  # of every layer, quantized or not; operations outside as "(name)"
+
+
+@dataclass
+class Layer:
+    """The record of one prepared layer."""
+
+    name: str
+    kind: Kind
+    scheme: Scheme
+    shared: Preparation
+    slots: dict[str, int] = field(default_factory=dict)  # input -> slot of its range
+    output: int | None = None
+    active: bool = True
+    norm: nn.Module | None = None
+    unfolded: str | None = None  # why a batch norm that follows is not folded
+    feeds_addition: bool = False
+    last: Any = None  # weak reference to the last output, for the batch norm behind it
+    confirmed: bool = False  # whether the pair was seen in an evaluation step too
+    folded: bool = False  # whether the last output holds the batch norm already
+
+    @property
+    def known(self) -> bool:
+        """Whether the ranges of all inputs are known."""
+        return all(self.shared.ranges.known[slot] for slot in self.slots.values())
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the layer computes with rounded values now."""
+        return self.shared.quantizing and self.active and self.known
+
+    def input(self, name: str, x: Any) -> Any:
+        """An input as the layer shall see it."""
+        if isinstance(x, PackedSequence):
+            return x._replace(data=self.input(name, x.data))
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        if self.scheme.activations == "dynamic":
+            return round_to_own_range(x, self.scheme) if self.rounds else x
+        slot = self.slots[name]
+        ranges = self.shared.ranges
+        if self.shared.observing:
+            ranges.observe(slot, x)
+        return round_activation(x, *ranges.parameters(slot, x.device)) if self.rounds else x
+
+    def begin(self) -> None:
+        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them."""
+        if self.folded:
+            self.part("its batch norm was left out in a later step")
+            warnings.warn(
+                f"layer {self.name!r} was folded with its batch norm, which an evaluation step then left out; the outputs "
+                "of that step were wrong. They are kept apart from now on.",
+                stacklevel=2,
+            )
+        self.folded = (
+            self.norm is not None and self.confirmed and not self.norm.training and not torch.is_grad_enabled()
+        )
+
+    def part(self, reason: str) -> None:
+        """Give up on folding the batch norm that follows."""
+        self.norm, self.output, self.folded, self.unfolded = None, None, False, reason
+
+    def saw(self, output: Any) -> None:
+        """Note the range of an output, for runtimes that want it, and remember it for the batch norm behind."""
+        if self.norm is not None:
+            self.last = weakref.ref(output) if isinstance(output, Tensor) else None
+        elif self.shared.observing_outputs and self.output is not None and isinstance(output, Tensor):
+            self.shared.ranges.observe(self.output, output)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "last": None}
+
+
+class Swapped:
+    """Base of all swapped classes: copies and pickles are made through the class of the user's."""
+
+    float_class: type[nn.Module]
+    mixin: type
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        function, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        args = tuple(type(self).float_class if value is type(self) else value for value in args)
+        return (_rebuild, (type(self).mixin, function, args), *rest)
+
+
+class PreparedLayer(Swapped):
+    """A layer that computes with rounded weights and inputs."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward, on rounded inputs and with rounded weights in the place of its parameters."""
+        layer: Layer = self.__dict__[RECORD]
+        if layer.scheme.activations != "none" and layer.active:
+            args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
+        if layer.rounds:
+            layer.begin()
+            with weights_in_place(self, layer), fused_attention_off(layer.kind.family == "attention"):  # type: ignore[arg-type]
+                output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        else:
+            output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        layer.saw(output)
+        return output
+
+
+class PreparedBlock(Swapped):
+    """A transformer layer or encoder whose one-kernel path for inference, which reads weights past the layers, is off."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's own forward."""
+        with fused_attention_off(True):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class PreparedNorm(Swapped):
+    """A batch norm that is folded into the layer before it when that is exported."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The batch norm's own forward; where its input is not the layer's output, the two are parted for good."""
+        layer: Layer = self.__dict__[RECORD]
+        if layer.norm is self and (layer.last is None or layer.last() is not input):
+            layer.part("its batch norm had another input in a later step")
+        output = input if layer.norm is self and layer.folded else super().forward(input)  # type: ignore[misc]
+        layer.folded = False
+        if layer.shared.observing_outputs and layer.output is not None:
+            layer.shared.ranges.observe(layer.output, output)
+        return output
+
+
+def swap(module: nn.Module, mixin: type, record: Layer | None) -> None:
+    """Give ``module`` the class that has ``mixin`` in front of its own."""
+    if record is not None:
+        module.__dict__[RECORD] = record
+    module.__class__ = swapped_class(mixin, type(module))
+
+
+def swap_back(module: nn.Module) -> None:
+    """Give a swapped module its own class back."""
+    module.__dict__.pop(RECORD, None)
+    if isinstance(module, Swapped):
+        module.__class__ = type(module).float_class
+
+
+def float_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the user gave a module."""
+    return type(module).float_class if isinstance(module, Swapped) else type(module)
+
+
+def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
+    """Every prepared layer of a module, with its qualified name and its record."""
+    for name, child in module.named_modules():
+        if isinstance(child, PreparedLayer):
+            yield name, child, child.__dict__[RECORD]
+
+
+def swapped(module: nn.Module) -> list[nn.Module]:
+    """Every module whose class is swapped."""
+    return [child for child in module.modules() if isinstance(child, Swapped)]
+
+
+@contextmanager
+def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
+    """Rounded weights where the layer's forward looks for its parameters, which stay registered meanwhile.
+
+    An entry of the instance hides what ``nn.Module`` finds among its parameters.
+    """
+    shadows: list[tuple[dict[str, Any], str, Any]] = []
+    for name in layer.kind.weights(module):
+        owner, attribute = owner_of(module, name)
+        if layer.folded:
+            shadows += [(owner.__dict__, key, value) for key, value in _folded(module, layer).items()]
+            continue
+        rounded = round_weight(weight_of(module, name), layer.scheme, layer.kind.axis)
+        shadows.append((owner.__dict__, attribute, rounded))
+    if isinstance(module, nn.RNNBase):
+        shadows = [(module.__dict__, "_flat_weights", _flat_weights(module, {name: r for _, name, r in shadows}))]
+    before = [(names, key, names.get(key, shadows)) for names, key, _ in shadows]
+    try:
+        for names, key, value in shadows:
+            names[key] = value
+        yield
+    finally:
+        for names, key, value in before:
+            if value is shadows:
+                names.pop(key, None)
+            else:
+                names[key] = value
+
+
+def _folded(module: nn.Module, layer: Layer) -> dict[str, Tensor]:
+    """Weight and bias with the batch norm behind the layer in them, to the last bit as they are exported."""
+    assert layer.norm is not None
+    weight = weight_of(module, "weight")
+    factor, shift = factor_and_shift(layer.norm)
+    rows, scale = scaled(*stored_weight(weight, layer.scheme, layer.kind.axis), factor, layer.kind.axis)
+    bias = shifted(getattr(module, "bias", None), factor, shift, weight.dtype)
+    return {"weight": rows.mul_(scale).to(weight.dtype).view_as(weight), "bias": bias}
+
+
+def _flat_weights(module: nn.RNNBase, rounded: dict[str, Tensor]) -> list[Any]:
+    return [rounded.get(name, getattr(module, name)) for name in module._flat_weights_names]
+
+
+def rounded_inputs(
+    names: tuple[str, ...], rounded: Callable[[str, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The named inputs rounded, wherever the caller put them; one tensor given twice stays one tensor."""
+    positional, named = list(args), dict(kwargs)
+    done: list[tuple[Any, Any]] = []
+    for position, name in enumerate(names):
+        place: Any = positional if position < len(positional) else named
+        key: Any = position if position < len(positional) else _key_of(name, named)
+        if key is None:
+            continue
+        value, result = place[key], rounded(name, place[key])
+        result = next((known for given, known in done if given is value), result)
+        done.append((value, result))
+        place[key] = result
+    return tuple(positional), named
+
+
+def _key_of(name: str, named: dict[str, Any]) -> str | None:
+    """The keyword of an input: the name that torch gives it, or the first keyword of a forward of the user's own."""
+    if name in named:
+        return name
+    return next((key for key, value in named.items() if isinstance(value, Tensor)), None) if name == "input" else None
+
+
+@contextmanager
+def fused_attention_off(off: bool) -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    if not off or not before:
+        yield
+        return
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+@cache
+def swapped_class(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
+    names = {"float_class": cls, "mixin": mixin, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (mixin, cls), names)
+
+
+def _rebuild(mixin: type, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    module = function(*args)
+    module.__class__ = swapped_class(mixin, type(module))
+    return module

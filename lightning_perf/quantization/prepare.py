@@ -1,0 +1,237 @@
+"""Prepare a module for quantization, and take it back: which layers, under which scheme, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from lightning_perf.quantization.kinds import KINDS, Kind, kind_of, reason_against, unquantized_reason
+from lightning_perf.quantization.layers import (
+    Layer,
+    Preparation,
+    PreparedBlock,
+    PreparedLayer,
+    PreparedNorm,
+    records,
+    swap,
+    swap_back,
+    swapped,
+)
+from lightning_perf.quantization.ranges import Ranges
+from lightning_perf.quantization.schemes import Scheme, get_scheme
+
+FLOAT = "float"
+_BLOCKS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+def prepare(
+    module: nn.Module,
+    scheme: str = "int8",
+    *,
+    ignore: Sequence[str] = (),
+    overrides: Mapping[str, str] | None = None,
+) -> Preparation:
+    """Swap the classes of all layers that ``scheme`` covers, in place.
+
+    The module then computes with rounded weights, and with rounded inputs of layers as soon as their ranges are known.
+    Parameters, buffers, ``state_dict``, hooks and the layers' own ``forward`` stay. A module prepared alike is left alone.
+
+    Args:
+        module: any module; it need not be traceable.
+        scheme: a name of :data:`~lightning_perf.quantization.schemes.SCHEMES`.
+        ignore: qualified names to leave in float, with ``*`` and ``?``; a name covers everything below it.
+        overrides: such names -> another scheme, or ``"float"``; the first match wins.
+
+    Returns:
+        the switches and ranges that all its layers share.
+
+    Raises:
+        ValueError: an unknown scheme, a pattern that matches no layer, no layer that can be quantized, or a module that is
+            prepared differently.
+
+    Example::
+
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> prepare(net, ignore=["2"]).left
+        {'2': 'it is ignored'}
+        >>> sorted(net.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+        True
+        >>> type(unprepare(net)[0]) is nn.Linear
+        True
+    """
+    default = get_scheme(scheme)
+    if isinstance(ignore, str):
+        raise ValueError(f"ignore={ignore!r} must be a list of names; use ignore=[{ignore!r}].")
+    wanted = {**dict.fromkeys(ignore, FLOAT), **(overrides or {})}
+    chosen, left = _choose(module, default, wanted, set(ignore))
+    existing = preparation(module)
+    if existing is not None:
+        mine = {name: layer.scheme.name for name, _, layer in records(module)}
+        if mine != {name: row.name for name, (_, _, row) in chosen.items()}:
+            raise ValueError(
+                f"{type(module).__name__} is prepared already, for scheme {existing.scheme.name} with {len(mine)} layers, "
+                f"and not as asked now (scheme={scheme!r}, ignore={list(ignore)}, overrides={dict(overrides or {})}); use "
+                "lightning_perf.unprepare(module) first."
+            )
+        return existing
+    if not chosen:
+        kinds = ", ".join(kind.name for kind in KINDS if kind.family in default.layers)
+        why = "".join(f" {name} stays in float, because {reason}." for name, reason in list(left.items())[:5])
+        raise ValueError(
+            f"{type(module).__name__} has no layer that scheme={scheme!r} can quantize ({kinds}).{why} Use another scheme, "
+            "or leave quantization out."
+        )
+    return _swap_all(module, default, chosen, left)
+
+
+def unprepare(module: nn.Module) -> nn.Module:
+    """Give every layer its own class back, in place; ranges are forgotten, weights stay. Returns the module.
+
+    Example::
+
+        >>> import lightning_perf as lp
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> lp.unprepare(net) is net
+        True
+    """
+    for child in swapped(module):
+        swap_back(child)
+    return module
+
+
+def preparation(module: nn.Module) -> Preparation | None:
+    """What the layers of a prepared module share; None if it is not prepared.
+
+    It travels with deep copies and pickles of the module.
+    """
+    return next((layer.shared for _, _, layer in records(module)), None)
+
+
+def fold(layer: Layer, norm: nn.Module) -> None:
+    """Pair a layer with the batch norm that follows it."""
+    layer.norm, layer.unfolded = norm, None
+    if not isinstance(norm, PreparedNorm):
+        swap(norm, PreparedNorm, layer)
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """Ranges, pairs and counts of a prepared module as tensors and plain containers."""
+    shared = preparation(module)
+    if shared is None:
+        return {}
+    names = {child: name for name, child in module.named_modules()}
+    layers = [layer for _, _, layer in records(module)]
+    return {
+        "scheme": shared.scheme.name,
+        "ranges": shared.ranges.state(),
+        "norms": {layer.name: names[layer.norm] for layer in layers if layer.norm in names},
+        "unfolded": {layer.name: layer.unfolded for layer in layers if layer.unfolded},
+        "additions": [layer.name for layer in layers if layer.feeds_addition],
+        "macs": dict(shared.macs),
+        "watched": dict(shared.watched),
+        "confirmed": [layer.name for layer in layers if layer.confirmed],
+    }
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Take up what :func:`state_of` returned for a module with the same names."""
+    shared = preparation(module)
+    if shared is None or not state:
+        return
+    shared.ranges.load(state["ranges"])
+    shared.macs, shared.watched = dict(state["macs"]), dict(state["watched"])
+    children = dict(module.named_modules())
+    for name, _, layer in records(module):
+        layer.confirmed = name in state["confirmed"]
+        layer.unfolded, layer.feeds_addition = state["unfolded"].get(name), name in state["additions"]
+        norm = state["norms"].get(name)
+        if layer.norm is not None and (norm is None or children.get(norm) is not layer.norm):
+            swap_back(layer.norm)
+            layer.norm = None
+        if norm in children:
+            fold(layer, children[norm])
+
+
+Chosen = dict[str, tuple[nn.Module, Kind, Scheme]]
+
+
+def _choose(
+    module: nn.Module, default: Scheme, wanted: Mapping[str, str], ignored: set[str]
+) -> tuple[Chosen, dict[str, str]]:
+    chosen: Chosen = {}
+    left: dict[str, str] = {}
+    matched: set[str] = set()
+    for name, child, kind in _candidates(module):
+        if kind is None:
+            reason = unquantized_reason(child)
+            if reason is not None:
+                left[name] = reason
+            continue
+        pattern = next((one for one in wanted if _matches(name, one)), None)
+        matched.update(one for one in wanted if _matches(name, one))
+        if pattern is not None and wanted[pattern] == FLOAT:
+            left[name] = "it is ignored" if pattern in ignored else "overrides keep it in float"
+            continue
+        scheme = default if pattern is None else get_scheme(wanted[pattern])
+        reason = reason_against(child, kind, scheme)
+        if reason is None:
+            chosen[name] = child, kind, scheme
+        else:
+            left[name] = reason
+    for pattern in wanted:
+        if pattern not in matched:
+            raise ValueError(
+                f"{'ignore' if pattern in ignored else 'overrides'}: {pattern!r} matches no layer that could be quantized; "
+                f"the layers are {', '.join(name for name, _, kind in _candidates(module) if kind is not None) or 'none'}."
+            )
+    return chosen, left
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:
+    """Every module but what lies inside of a layer, such as the output projection of an attention."""
+    inside: set[nn.Module] = set()
+    for name, child in module.named_modules():
+        if child in inside:
+            continue
+        kind = None if isinstance(child, nn.modules.lazy.LazyModuleMixin) else kind_of(child)
+        if kind is not None:
+            inside.update(child.modules())
+        yield name, child, kind
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: end + 1]), pattern) for end in range(len(parts)))
+
+
+def _swap_all(module: nn.Module, default: Scheme, chosen: Chosen, left: dict[str, str]) -> Preparation:
+    slots = list(_slots(chosen))
+    shared = Preparation(default, Ranges(slots), left)
+    index = {name: slot for slot, name in enumerate(slots)}
+    for name, (child, kind, scheme) in chosen.items():
+        inputs = kind.inputs if scheme.activations == "static" else ()
+        layer = Layer(name, kind, scheme, shared, {key: index[_input(name, key)] for key in inputs})
+        layer.output = index.get(_output(name))
+        swap(child, PreparedLayer, layer)
+    for child in list(module.modules()):
+        if isinstance(child, _BLOCKS) and any(isinstance(inner, PreparedLayer) for inner in child.modules()):
+            swap(child, PreparedBlock, None)
+    return shared
+
+
+def _slots(chosen: Chosen) -> Iterable[str]:
+    for name, (_, kind, scheme) in chosen.items():
+        if scheme.activations == "static" and kind.inputs:
+            yield from (_input(name, key) for key in kind.inputs)
+            yield _output(name)
+
+
+def _input(name: str, key: str) -> str:
+    return f"{name}<{key}"
+
+
+def _output(name: str) -> str:
+    return f"{name}>"

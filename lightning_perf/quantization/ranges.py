@@ -1,0 +1,207 @@
+"""Ranges of activations: what was seen of them, averaged over batches or clipped where rounding loses least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_perf.quantization.rounding import HIGH, activation_parameters, extent
+
+#: Largest value over all ranks, element by element.
+Maximum = Callable[[Tensor], Tensor]
+
+_KEPT = 2**15  # values of a slot that clipping looks at
+_CANDIDATES = 40
+
+
+class Ranges:
+    """Ranges of many activations, one slot each, in stacked tensors: a step updates all of them at once.
+
+    A slot is unknown until its first batch has been taken in. Within a batch its range is the union over all calls; over
+    batches ends move by an average: of equal weights for the first ``1 / averaging`` batches, exponential after. Batches
+    with values that are not finite are counted and left out.
+
+    Args:
+        names: of the slots.
+        averaging: weight of the newest batch in the long run.
+
+    Example::
+
+        >>> ranges = Ranges(["layer"])
+        >>> ranges.observe(0, torch.tensor([-1.0, 3.0]))
+        >>> ranges.take_in()
+        >>> ranges.span("layer")
+        (-1.0, 3.0)
+    """
+
+    def __init__(self, names: Sequence[str], averaging: float = 0.01) -> None:
+        self.names = list(names)
+        self.averaging = averaging
+        self.low, self.high = torch.zeros(len(names)), torch.zeros(len(names))
+        self.batches = torch.zeros(len(names), dtype=torch.int64)
+        self.broken = torch.zeros(len(names), dtype=torch.int64)
+        self.known = [False] * len(names)
+        self.samples: dict[int, Samples] | None = None
+        self._batch: dict[int, tuple[Tensor, Tensor]] = {}
+        self._numbers: tuple[list[float], list[int]] = ([], [])
+        self._views: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())
+        self._refresh()
+
+    def observe(self, slot: int, x: Tensor) -> None:
+        """Note the range of ``x``; it counts from :meth:`take_in` on."""
+        if not x.numel():
+            return
+        low, high = (end.float() for end in extent(x))
+        if slot in self._batch:
+            before = self._batch[slot]
+            low, high = torch.minimum(before[0], low), torch.maximum(before[1], high)
+        self._batch[slot] = low, high
+        if self.samples is not None:
+            self.samples.setdefault(slot, Samples()).add(x)
+
+    def forget_batch(self) -> None:
+        """Drop what was observed since :meth:`take_in`."""
+        self._batch = {}
+
+    @torch.no_grad()
+    def take_in(self, maximum: Maximum | None = None) -> None:
+        """Move the ranges by what was observed since the last call; with ``maximum``, on any rank."""
+        if not self._batch and maximum is None:
+            return
+        if self._batch:
+            self.move_to(next(iter(self._batch.values()))[0].device)
+        never = self.low.new_full((), torch.inf), self.low.new_full((), -torch.inf)
+        rows = [self._batch.get(slot, never) for slot in range(len(self.names))]
+        self._batch = {}
+        ends = torch.stack([torch.stack([-low, high]) for low, high in rows], 1) if rows else self.low.new_empty(2, 0)
+        ends = ends.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        if maximum is not None:
+            ends = maximum(ends)
+        low, high = -ends[0], ends[1]
+        called = high >= low
+        finite = called & low.isfinite() & high.isfinite()
+        self.broken += (called & ~finite).long()
+        self.batches += finite.long()
+        weight = (1.0 / self.batches.clamp(min=1)).clamp(min=self.averaging)
+        self.low = torch.where(finite, torch.lerp(self.low, low, weight), self.low)
+        self.high = torch.where(finite, torch.lerp(self.high, high, weight), self.high)
+        self._refresh()
+
+    @torch.no_grad()
+    def clip_to_samples(self) -> None:
+        """Narrow the known ranges to where rounding loses least on the values that were kept (mean squared error)."""
+        for slot, kept in (self.samples or {}).items():
+            if self.known[slot]:
+                self.low[slot], self.high[slot] = best_clip(kept.values(), self.low[slot], self.high[slot])
+        self.samples = None
+        self._refresh()
+
+    def parameters(self, slot: int, device: torch.device) -> tuple[float | Tensor, int | Tensor]:
+        """Scale and zero point of a known slot: numbers on a CPU, tensors elsewhere and while compiling."""
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._numbers[0][slot], self._numbers[1][slot]
+        if self.low.device != device:
+            self.move_to(device)
+        return self._views[0][slot], self._views[1][slot]
+
+    def span(self, name: str) -> tuple[float, float] | None:
+        """The range of a slot, widened to hold zero; None while it is unknown."""
+        slot = self.names.index(name)
+        if not self.known[slot]:
+            return None
+        return min(float(self.low[slot]), 0.0), max(float(self.high[slot]), 0.0)
+
+    def widths(self) -> Tensor:
+        """The stacked ends (2, slots), such as for a comparison between ranks."""
+        return torch.stack([self.low, self.high])
+
+    def forget(self) -> None:
+        """Make every slot unknown."""
+        averaging, samples = self.averaging, self.samples
+        self.__init__(self.names, averaging)  # type: ignore[misc]
+        self.samples = {} if samples is not None else None
+
+    def state(self) -> dict[str, Any]:
+        """Everything that is known, as tensors and plain containers."""
+        fields = ("low", "high", "batches", "broken")
+        return {"names": list(self.names), **{field: getattr(self, field).cpu().clone() for field in fields}}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` returned, slot by slot; slots that it does not hold stay as they are."""
+        theirs = {name: index for index, name in enumerate(state["names"])}
+        pairs = [(slot, theirs[name]) for slot, name in enumerate(self.names) if name in theirs]
+        for field in ("low", "high", "batches", "broken"):
+            mine = getattr(self, field)
+            for slot, other in pairs:
+                mine[slot] = state[field][other]
+        self._refresh()
+
+    def move_to(self, device: torch.device) -> None:
+        """Keep the tensors on ``device`` from now on."""
+        if self.low.device == device:
+            return
+        for field in ("low", "high", "batches", "broken"):
+            setattr(self, field, getattr(self, field).to(device))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        scale, zero = activation_parameters(self.low, self.high)
+        if self.low.device.type == "cpu":
+            self._numbers = scale.tolist(), zero.tolist()
+            self.known = (self.batches > 0).tolist()
+        elif not all(self.known):  # the only wait for the device, and only until every slot has been seen
+            self.known = (self.batches > 0).tolist()
+        self._views = scale.unbind(), zero.unbind()
+
+
+class Samples:
+    """A bounded, evenly spread choice of the values of an activation; deterministic."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Tensor] = []
+        self._stride = 1
+
+    def add(self, x: Tensor) -> None:
+        """Take every so manieth value of ``x``."""
+        flat = x.detach().reshape(-1)
+        self._chunks.append(flat[:: max(self._stride, -(-flat.numel() // (_KEPT // 16)))].float().cpu())
+        while sum(chunk.numel() for chunk in self._chunks) > _KEPT:
+            self._chunks = [chunk[::2] for chunk in self._chunks]
+            self._stride *= 2
+
+    def values(self) -> Tensor:
+        """What was kept."""
+        return torch.cat(self._chunks)
+
+
+def best_clip(values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends, shrunk by one factor, with the smallest mean squared error of rounding ``values`` to 256 steps.
+
+    Source: the search over candidates of OCS and TensorRT's entropy calibration, with the squared error in place of the
+    divergence. Ties go to the wider range.
+
+    Example::
+
+        >>> values = torch.cat([torch.linspace(-1, 1, 1000), torch.tensor([100.0])])
+        >>> low, high = best_clip(values, torch.tensor(-1.0), torch.tensor(100.0))
+        >>> bool(high == 100.0)  # a single large value costs more when it is clipped than all others gain
+        True
+    """
+    low, high = low.cpu().clamp(max=0.0), high.cpu().clamp(min=0.0)
+    best, ends = torch.inf, (low, high)
+    for step in range(_CANDIDATES):
+        factor = 1.0 - 0.8 * step / _CANDIDATES
+        scale, zero = activation_parameters(low * factor, high * factor)
+        rounded = ((values / scale).round() + zero).clamp(0, HIGH).sub(zero).mul(scale)
+        error = float((rounded - values).square().mean())
+        if error < best:
+            best, ends = error, (low * factor, high * factor)
+    return ends
+
+
+def unknown(ranges: Ranges, slots: Iterable[int]) -> bool:
+    """Whether one of the slots has no range yet."""
+    return not all(ranges.known[slot] for slot in slots)
