@@ -17,13 +17,12 @@ from lightning_perf.deploy.trial import (
     Metric,
     Trial,
     best,
-    eager,
     gate,
+    judge,
     race,
     ranking,
     report,
     runtime_versions,
-    under_signature,
 )
 from lightning_perf.report import Quantity
 
@@ -104,7 +103,9 @@ def write_artifact(
     metric_row: Quantity = METRIC,
     title: str = "export",
     facts: Mapping[str, Any] | None = None,
-    notes: Mapping[str, str] | None = None,
+    left_out: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    max_drop: float | None = None,
 ) -> Artifact:
     """Export a source to a new artefact folder.
 
@@ -120,7 +121,9 @@ def write_artifact(
         metric_row: how the metric is shown.
         title: of the report.
         facts: further entries of the manifest.
-        notes: variants that the caller left out already, with reasons.
+        left_out: variants that the caller left out already, with reasons.
+        notes: sentences for the report.
+        max_drop: how much worse a variant's metric may be than the module's; None: any.
 
     Raises:
         ValueError: a name that is unknown, a path that is taken by something else, or nothing that could be exported.
@@ -131,20 +134,23 @@ def write_artifact(
     sizes = [source.call.batch_size or 1] if not any(source.call.batched) else list(batches)
     wanted: list[Target] = targets(sizes) if rounds else []
     with new_folder(path) as folder:
-        variants, left_out = build_all(source, folder, names, wanted_precisions, by_name=by_name)
-        left_out = dict(notes or {}) | left_out
+        variants, refused = build_all(source, folder, names, wanted_precisions, by_name=by_name)
+        reasons = dict(left_out or {}) | refused
         if not variants:
-            raise NotExportable("nothing could be exported: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
+            raise NotExportable("nothing could be exported: " + "; ".join(f"{k}: {v}" for k, v in reasons.items()))
         trials = [gate(source, variant, folder, tolerance) for variant in variants]
-        baseline_metric = None
-        if metric is not None:
-            baseline_metric = metric(under_signature(eager(source), source))
-            for trial in trials:
-                if trial.passed:
-                    trial.metric = metric(under_signature(trial.variant.open(None), source))
+        baseline_metric = None if metric is None else judge(source, trials, metric, metric_row, max_drop)
         baseline = race(source, trials, wanted, rounds) if rounds else {}
         made = report(
-            title, source, trials, left_out, wanted, baseline, baseline_metric=baseline_metric, metric=metric_row
+            title,
+            source,
+            trials,
+            reasons,
+            wanted,
+            baseline,
+            baseline_metric=baseline_metric,
+            metric=metric_row,
+            notes=notes,
         )
         content = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -152,7 +158,8 @@ def write_artifact(
             "machine": hardware.machine(),
             "signature": source.call.describe(),
             "variants": {trial.variant.name: entry(trial) for trial in trials},
-            "left_out": left_out,
+            "left_out": reasons,
+            "notes": list(notes),
             "best": best(trials, wanted),
             "ranking": ranking(trials, wanted),
             "metric": baseline_metric,

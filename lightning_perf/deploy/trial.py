@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -13,6 +14,7 @@ from lightning_perf import hardware
 from lightning_perf.deploy.call import FlatModule
 from lightning_perf.deploy.gate import TOLERANCE, Verdict, check, state_of
 from lightning_perf.deploy.latency import Target, measure, torch_threads
+from lightning_perf.deploy.serve import rebuild
 from lightning_perf.deploy.source import FP32, Source
 from lightning_perf.deploy.variant import Run, Variant
 from lightning_perf.report import Quantity, Report, Section
@@ -66,6 +68,30 @@ def gate(source: Source, variant: Variant, folder: Path, tolerance: Mapping[str,
 def _forms(source: Source) -> list[tuple[str, torch.nn.Module]]:
     forms = {"module": source.plain, "prepared": source.prepared, "on_grid": source.on_grid, "integer": source.integer}
     return [(label, form) for label, form in forms.items() if form is not None]
+
+
+def judge(
+    source: Source, trials: Sequence[Trial], metric: Metric, row: Quantity, max_drop: float | None
+) -> float:
+    """Measure the metric of the module and through every variant that passed so far; returns the module's.
+
+    A variant that cannot be measured, or whose metric is worse by more than ``max_drop``, passes no longer.
+    """
+    own = metric(under_signature(eager(source), source))
+    for trial in trials:
+        if not trial.passed:
+            continue
+        try:
+            trial.metric = metric(under_signature(trial.variant.open(None), source))
+        except Exception as error:  # as for the gate: what it raises is the verdict on the variant
+            reason = f"its metric could not be measured ({type(error).__name__}: {str(error).strip()[:200]})"
+            trial.verdict = replace(trial.verdict, reason=reason)
+            continue
+        drop = own - trial.metric if row.better != "lower" else trial.metric - own
+        if max_drop is not None and not drop <= max_drop:
+            reason = f"its {row.label} is {trial.metric:.4g} against {own:.4g}, worse by more than {max_drop:g}"
+            trial.verdict = replace(trial.verdict, reason=reason)
+    return own
 
 
 def eager(source: Source) -> Run:
@@ -122,6 +148,7 @@ def report(
     *,
     baseline_metric: float | None = None,
     metric: Quantity = METRIC,
+    notes: Sequence[str] = (),
 ) -> Report:
     """Every variant beside the eager module, losers and failures too; one run per round, so that rounds form pairs."""
     plain_bytes = float(sum(t.numel() * t.element_size() for t in state_of(source.plain).values()))
@@ -142,7 +169,7 @@ def report(
         EAGER,
         [replace(run, position=index) for index, run in enumerate(runs)],
         quantities,
-        notes=[f"{name} is not there: {reason}." for name, reason in left_out.items()] + list(source.call.notes),
+        notes=[*notes, *source.call.notes, *(f"{name} is not there: {reason}." for name, reason in left_out.items())],
         versions=hardware.versions() | runtime_versions(),
         sections=_sections(trials, wanted),
     )
@@ -195,8 +222,6 @@ def _ratio(slow: Trial, fast: Trial, target: Target) -> float:
 
 def runtime_versions() -> dict[str, str]:
     """Versions of the runtimes that are installed."""
-    from importlib import metadata
-
     found = {}
     for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         try:
@@ -208,8 +233,6 @@ def runtime_versions() -> dict[str, str]:
 
 def under_signature(run: Run, source: Source) -> Callable[..., object]:
     """A variant under the module's own signature, for a metric."""
-    from lightning_perf.deploy.serve import rebuild
-
     def call(*args: object, **kwargs: object) -> object:
         return rebuild(source.call.outputs, run(source.call.leaves(args, kwargs)))
 

@@ -1,0 +1,97 @@
+"""The forms of a user's module that runtimes need: float weights, weights on their integer grid, Q/DQ, ranges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
+from lightning_perf.deploy.quantized_graph import LayerRanges
+from lightning_perf.deploy.source import INT8, Source
+from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
+from lightning_perf.quantization.prepare import preparation, prepare, unprepare
+from lightning_perf.quantization.watch import Watch
+
+STATIC = "int8"
+
+
+def source_of(
+    module: nn.Module, call: Call, calibration: Sequence[Sequence[Tensor]], precisions: Sequence[str]
+) -> tuple[Source, list[str], dict[str, str]]:
+    """The forms of ``module``, what a reader has to know of them, and the precisions that there are not, with reasons.
+
+    A module that was prepared (`QuantizationAwareTraining`, `quantize`) keeps its ranges. Another one is prepared here, on
+    a copy, and its ranges are those of the calibration batches.
+
+    Raises:
+        ValueError: weights or ranges that are not finite.
+    """
+    plain = unprepare(frozen_copy(module))
+    source = Source(call, plain, calibration=calibration)
+    if INT8 not in precisions:
+        return source, [], {}
+    shared = preparation(module)
+    notes = []
+    if shared is None:
+        prepared = frozen_copy(module)
+        try:
+            shared = prepare(prepared, STATIC)
+        except ValueError as error:
+            return source, [], {INT8: str(error)}
+        calibrate(prepared, call, calibration)
+        count = sum(_batch(tensors, call) for tensors in calibration)
+        notes.append(
+            f"int8: the module was not prepared, so its ranges are those of {count} samples of the given inputs. For better "
+            "ones pass a loader, or use lightning_perf.quantize or QuantizationAwareTraining first."
+        )
+    else:
+        prepared = frozen_copy(module)
+    if shared.scheme.name != STATIC:
+        why = f"runtimes need static ranges and the module is prepared as {shared.scheme.name}; prepare it as 'int8'"
+        return replace(source, prepared=prepared), notes, {INT8: why}
+    notes += [f"left in float: {name}, because {reason}" for name, reason in shared.left.items()]
+    made = replace(
+        source,
+        prepared=prepared,
+        on_grid=folded_float(prepared),
+        integer=to_qdq(prepared),
+        ranges={name: _plain_numbers(item) for name, item in ranges(prepared).items()},
+    )
+    return made, notes, {}
+
+
+def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Tensor]]) -> None:
+    """Let a prepared module see the calibration batches; the first one also shows which batch norm follows which layer."""
+    shared = preparation(prepared)
+    assert shared is not None
+    flat = FlatModule(prepared, call)
+    shared.observing, shared.quantizing = True, False
+    for index, tensors in enumerate(calibration):
+        with torch.no_grad():
+            if index:
+                flat(*tensors)
+            else:
+                with Watch(prepared):
+                    flat(*tensors)
+        shared.ranges.take_in()
+    shared.observing, shared.quantizing = False, True
+
+
+def _plain_numbers(item: LayerRange) -> LayerRanges:
+    return LayerRanges(item.weight_scale.detach().cpu().numpy(), item.input, item.output)
+
+
+def _batch(tensors: Sequence[Tensor], call: Call) -> int:
+    return next((t.size(0) for t, has in zip(tensors, call.batched, strict=True) if has), 1)
+
+
+def copy_with(module: nn.Module, method: str, run: Any) -> Any:
+    """A copy of the user's module in which ``method`` is an artefact."""
+    clone = copy.deepcopy(module).eval()
+    vars(clone)[method] = run
+    return clone
