@@ -29,7 +29,7 @@ def build(source: Source, precision: str, folder: Path) -> list[Variant]:
     """
     if not any(shutil.which(name) for name in _COMPILERS):
         raise NotExportable(f"a C++ compiler is needed and none of {list(_COMPILERS)} is on the path")
-    program = exported_program(torch_form(source, precision), source.call)
+    program = without_checks(exported_program(torch_form(source, precision), source.call))
     name = f"{NAME}-{precision}"
     (folder / name).mkdir()
     path = folder / name / "model.pt2"
@@ -46,6 +46,23 @@ def build(source: Source, precision: str, folder: Path) -> list[Variant]:
         return open_inductor(path)
 
     return [Variant(name, NAME, precision, relative, (relative,), open_on, options)]
+
+
+def without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Take casts that cast nothing, and the checks beside them, out of a graph, in place.
+
+    They are second readers of dequantized tensors, and Inductor's int8 patterns want a convolution to be the only one: with
+    them every layer stays in float.
+    """
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+        elif node.target is aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def torch_form(source: Source, precision: str) -> nn.Module:

@@ -11,6 +11,7 @@ from lightning_perf.deploy.calibrate import observe
 from lightning_perf.deploy.call import BATCH
 from lightning_perf.deploy.onnx_graph import OnnxGraph, pool_means
 from lightning_perf.deploy.quantized_graph import Plan, quantize_graph
+from lightning_perf.deploy.shortcuts import convolve_shortcuts
 from lightning_perf.deploy.source import INT8, NotExportable, Source, exported_program, first_line, quiet
 
 
@@ -59,6 +60,7 @@ def integer_graph(source: Source, model: Any, *, fused_sum: bool) -> Plan:
         ValueError: nothing can be quantized, a range is not finite, no calibration inputs.
     """
     graph = OnnxGraph(model)
+    convolve_shortcuts(graph)
     pool_means(graph)
     names = source.call.names
     feeds = [{name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)} for batch in source.calibration]

@@ -13,6 +13,7 @@ import numpy as np
 from lightning_perf._optional import require
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_WEIGHT = ".weight"
 
 
 def onnx() -> Any:
@@ -88,7 +89,12 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 
 
 def layer_of(node: Any) -> str | None:
-    """Qualified name, in the user's module, of the layer whose forward made this node; None where nobody says."""
+    """Qualified name, in the user's module, of the layer whose weight or forward is in this node; None where nobody says.
+
+    The weight's own name comes first: with a batch norm folded in, the exporter says that the norm made the node.
+    """
+    if len(node.input) > 1 and node.input[1].endswith(_WEIGHT):
+        return node.input[1].removesuffix(_WEIGHT).removeprefix("module.")
     for item in node.metadata_props:
         if item.key == _SCOPES:
             scopes = ast.literal_eval(item.value)

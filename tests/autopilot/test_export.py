@@ -115,7 +115,7 @@ def test_weights_of_a_prepared_module_arrive_to_the_integer(tmp_path: Path) -> N
 
 
 def test_max_drop_rejects_a_variant(tmp_path: Path) -> None:
-    module = nn.Linear(8, 2)
+    module = nn.Sequential(nn.Linear(8, 2))
     scores = iter([0.9, 0.85, 0.9])
     made = lp.export(
         module, torch.randn(8, 8), tmp_path / "m.lpx", metric=lambda run: next(scores), max_drop=0.01, precisions=["fp32", "int8"], **ORT
