@@ -18,6 +18,8 @@ NAMES = (
     "range_test",
     "advice",
     "time_to_target",
+    "runtimes",
+    "serving",
     "wild_table",
     "readme",
 )

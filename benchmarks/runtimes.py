@@ -45,7 +45,9 @@ EAGER, CHANNELS_LAST = "eager fp32", "eager channels_last"
 GOALS = {"R20": (8.0, 4.0), "R10w": (16.0, 5.2), "T3": (3.4, 3.2)}
 RIGHT = 0.1
 SIZE = Quantity("file_bytes", "file size", "MB", better="lower", digits=2, scale=1e-6, kind="memory")
-ERROR = Quantity("error", "relative error of the output", "", better="lower", digits=4, compare="difference", kind="quality")
+ERROR = Quantity(
+    "error", "relative error of the output", "", better="lower", digits=4, compare="difference", kind="quality"
+)
 
 
 class Block(nn.Module):
@@ -106,7 +108,11 @@ class T3(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.position = nn.Linear(64, 256), nn.Parameter(torch.randn(1, 64, 256) * 0.02)
-        self.blocks, self.norm, self.head = nn.Sequential(*(Layer() for _ in range(3))), nn.LayerNorm(256), nn.Linear(256, 10)
+        self.blocks, self.norm, self.head = (
+            nn.Sequential(*(Layer() for _ in range(3))),
+            nn.LayerNorm(256),
+            nn.Linear(256, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of (B, 64, 64)."""
@@ -170,7 +176,9 @@ def timed(
     fresh = torch.randn(SAMPLES, *samples.shape[1:], generator=torch.Generator().manual_seed(9))
     with torch_threads(threads), torch.inference_mode():
         wanted = runs[EAGER]([fresh])[0].clone()
-        errors = {label: relative_error(torch.as_tensor(np.asarray(run([fresh])[0])), wanted) for label, run in runs.items()}
+        errors = {
+            label: relative_error(torch.as_tensor(np.asarray(run([fresh])[0])), wanted) for label, run in runs.items()
+        }
         seconds = {target.key: measure(runs, [fresh[: target.batch]], rounds=ROUNDS) for target in targets}
     samples_of = [
         Run(
@@ -221,7 +229,9 @@ def verdicts(report: Report, name: str, threads: int) -> list[str]:
         small, large = (report.values("file_bytes", f"ours {runtime}-{p}")[0] for p in ("int8", "fp32"))
         assert small is not None
         assert large is not None
-        limit = "net below 1 MB" if large < 1.25e6 else f"goal <= 0.27x: {'met' if small <= 0.27 * large else 'NOT met'}"
+        limit = (
+            "net below 1 MB" if large < 1.25e6 else f"goal <= 0.27x: {'met' if small <= 0.27 * large else 'NOT met'}"
+        )
         found.append(f"{runtime}: the int8 file is {small / large:.3f}x of fp32; {limit}.")
     return found
 

@@ -3,9 +3,9 @@
 from lightning_perf._version import __version__ as __version__
 from lightning_perf.autopilot.compare import compare as compare
 from lightning_perf.autopilot.export import export as export
+from lightning_perf.autopilot.export_load import load_artifact as load_artifact
 from lightning_perf.autopilot.presets import lossless as lossless
 from lightning_perf.autopilot.race import race as race
-from lightning_perf.deploy.load import load_artifact as load_artifact
 from lightning_perf.optim.callback import OptimizerFactory as OptimizerFactory
 from lightning_perf.optim.registry import list_optimizers as list_optimizers
 from lightning_perf.profiling.callback import ThroughputProfiler as ThroughputProfiler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import nn
 
 from lightning_perf.autopilot.compare import quality_of
 from lightning_perf.autopilot.export_inputs import arguments_of, batches_of
-from lightning_perf.autopilot.export_source import copy_with, source_of
+from lightning_perf.autopilot.export_source import copy_with, source_of, write_child
 from lightning_perf.autopilot.stopwatch import better, pick_metric
+from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.call import Call, describe_call
-from lightning_perf.deploy.pipeline import check_precisions, choose_runtimes, write_artifact
-from lightning_perf.deploy.source import INT8, PRECISIONS
+from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
+from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable
 from lightning_perf.deploy.trial import METRIC
 from lightning_perf.host import is_a, namespace_of
 from lightning_perf.report import Quantity
@@ -55,7 +57,8 @@ def export(
         batch_or_inputs: a loader, one batch as it gives them, or a dictionary of the call's arguments by name. The more
             samples, the better the ranges of int8.
         path: the folder to write; an older artefact there is replaced once the new one is complete.
-        runtimes: ``"auto"`` (all that are installed) or names among onnxruntime, openvino, inductor.
+        runtimes: names among onnxruntime, openvino, inductor, parts, compile and stored; or ``"auto"``: the first three as
+            far as they are installed, and where none can take the module, the others in this order, saying what is lost.
         precisions: among fp32, bf16, int8.
         method: the entry point whose call is exported.
         loader: validation batches, to measure the metric through every variant.
@@ -92,10 +95,11 @@ def export(
     calibration = [[tensor.detach().cpu() for tensor in tensors] for tensors in calibration]
     source, words, missing = source_of(module, call, calibration, wanted)
     measured, row = _metric(module, call, loader, metric)
-    made = write_artifact(
+    write = partial(
+        write_artifact,
         source,
         path,
-        runtimes=runtimes,
+        builders={parts.NAME: partial(parts.build, write_child=partial(write_child, source))},
         precisions=[precision for precision in wanted if precision not in missing],
         batches=batches,
         rounds=rounds,
@@ -103,18 +107,34 @@ def export(
         metric=measured,
         metric_row=row,
         max_drop=max_drop,
-        title=f"{type(module).__name__}.{method} in {', '.join(names)}",
+        title=f"{type(module).__name__}.{method}",
         facts={"call": how, "module": f"{type(module).__module__}.{type(module).__qualname__}"},
-        left_out={f"{runtime}-{INT8}": reason for reason in missing.values() for runtime in names},
-        notes=[f"The call: {how}.", *words],
     )
+    left_out = {f"{runtime}-{INT8}": reason for reason in missing.values() for runtime in names}
+    notes = [f"The call: {how}.", *words]
+    made = _first_that_works(write, runtimes, left_out, notes)
     _log.info("export: %s; best for one sample: %s", made.path, made.best)
     return made
 
 
-def _metric(
-    module: nn.Module, call: Call, loader: Any, metric: str | Metric | None
-) -> tuple[Metric | None, Quantity]:
+def _first_that_works(
+    write: Callable[..., Artifact], runtimes: str | Sequence[str], left_out: dict[str, str], notes: Sequence[str]
+) -> Artifact:
+    """The whole module; else its largest parts; else its weights for torch.compile; else a smaller file of them.
+
+    Runtimes that were asked for by name are not replaced by others.
+    """
+    steps = [runtimes] if runtimes != "auto" else [runtimes, parts.NAME, *PYTHON]
+    reasons: dict[str, str] = {}
+    for step in steps:
+        try:
+            return write(runtimes=step, left_out=left_out | reasons, notes=notes)
+        except NotExportable as error:
+            reasons["the whole module" if step == "auto" else str(step)] = str(error)
+    raise NotExportable("; ".join(reasons.values()))
+
+
+def _metric(module: nn.Module, call: Call, loader: Any, metric: str | Metric | None) -> tuple[Metric | None, Quantity]:
     """A function that measures a callable, and the row it is shown in."""
     if callable(metric):
         label = getattr(metric, "__name__", "metric")
@@ -124,7 +144,9 @@ def _metric(
             raise ValueError(f"metric={metric!r} needs the validation batches that it is measured on; pass loader=.")
         return None, METRIC
     if not is_a(module, "LightningModule"):
-        raise ValueError(f"loader= needs a LightningModule and this is {type(module).__name__}; pass a function as metric.")
+        raise ValueError(
+            f"loader= needs a LightningModule and this is {type(module).__name__}; pass a function as metric."
+        )
     measured = _ValidationMetric(module, call.method, loader, metric)
     return measured, dataclasses.replace(quality_of(measured.name, None), key=METRIC.key, label=f"{measured.name}")
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_perf.deploy import inductor, onnx_runtime, openvino
 from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
 from lightning_perf.deploy.quantized_graph import LayerRanges
-from lightning_perf.deploy.source import INT8, Source
+from lightning_perf.deploy.pipeline import write_artifact
+from lightning_perf.deploy.source import INT8, NotExportable, Source
 from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
 from lightning_perf.quantization.prepare import preparation, prepare, unprepare
 from lightning_perf.quantization.watch import Watch
@@ -88,6 +92,30 @@ def _plain_numbers(item: LayerRange) -> LayerRanges:
 
 def _batch(tensors: Sequence[Tensor], call: Call) -> int:
     return next((t.size(0) for t, has in zip(tensors, call.batched, strict=True) if has), 1)
+
+
+def write_child(
+    source: Source, name: str, call: Call, calibration: Sequence[Sequence[Tensor]], precision: str, folder: Path
+) -> None:
+    """The artefact of one part of a module: of its prepared form, where there is one.
+
+    Raises:
+        NotExportable: no runtime can take it at this precision.
+    """
+    parent = source.prepared if precision == INT8 and source.prepared is not None else source.plain
+    made, notes, missing = source_of(parent.get_submodule(name), call, calibration, [precision])
+    if missing:
+        raise NotExportable(f"{name}: {missing[precision]}")
+    light = [runtime for runtime in (onnx_runtime.NAME, openvino.NAME) if find_spec(runtime) is not None]
+    write_artifact(
+        made,
+        folder,
+        runtimes=light or [inductor.NAME],  # Inductor compiles for minutes, and a module may have many parts
+        precisions=[precision],
+        rounds=3,
+        batches=[call.batch_size or 1],
+        notes=notes,
+    )
 
 
 def copy_with(module: nn.Module, method: str, run: Any) -> Any:

@@ -57,7 +57,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help="among fp32, bf16, int8")
     parser.add_argument("--method", default="forward", help="the entry point to export")
     parser.add_argument("--metric", help="name that the module logs in validation")
-    parser.add_argument("--max_drop", type=float, help="a variant whose metric is worse by more than this does not pass")
+    parser.add_argument(
+        "--max_drop", type=float, help="a variant whose metric is worse by more than this does not pass"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the timing; 0 times nothing")
     parser.add_argument("--html", help="write a self-contained page here")
     parser.add_argument("--json", help="write the report with raw samples here")

@@ -15,7 +15,7 @@ from lightning_perf.deploy.variant import Run, Variant
 from lightning_perf.hardware import bfloat16_is_native
 
 NAME = "inductor"
-_COMPILERS = ("c++", "g++", "clang++", "cl")
+COMPILERS = ("c++", "g++", "clang++", "cl")
 # Weights are folded and packed at build time; the number of threads is read at run time, not at build time.
 CONFIG: dict[str, Any] = {"freezing": True, "cpp.dynamic_threads": True}
 
@@ -27,8 +27,8 @@ def build(source: Source, precision: str, folder: Path) -> list[Variant]:
         NotExportable: no C++ compiler, bf16 without hardware, int8 of a module that was not prepared, or a graph that
             Inductor refuses.
     """
-    if not any(shutil.which(name) for name in _COMPILERS):
-        raise NotExportable(f"a C++ compiler is needed and none of {list(_COMPILERS)} is on the path")
+    if not any(shutil.which(name) for name in COMPILERS):
+        raise NotExportable(f"a C++ compiler is needed and none of {list(COMPILERS)} is on the path")
     program = without_checks(exported_program(torch_form(source, precision), source.call))
     name = f"{NAME}-{precision}"
     (folder / name).mkdir()
@@ -85,25 +85,25 @@ def torch_form(source: Source, precision: str) -> nn.Module:
 
 
 class Autocast(nn.Module):
-    """A module whose calls run under bfloat16 autocast and return float32."""
+    """A module whose calls, of ``forward`` and of any other method, run under bfloat16 autocast and return float32."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, wrapped: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.wrapped = wrapped
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own call under autocast."""
         with torch.autocast("cpu", torch.bfloat16):
-            return widened(self.module(*args, **kwargs))
+            return widened(self.wrapped(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            method = getattr(super().__getattr__("module"), name)
-        return self._under_autocast(method)
+            if name == "wrapped":
+                raise
+            method = getattr(self.wrapped, name)
 
-    def _under_autocast(self, method: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast("cpu", torch.bfloat16):
                 return widened(method(*args, **kwargs))

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_perf.deploy import inductor, onnx_runtime, openvino, serve
+from lightning_perf.deploy.call import Call
 from lightning_perf.deploy.onnx_runtime import opener
 from lightning_perf.deploy.variant import Run
 
 
-def load_artifact(path: str | Path, variant: str | None = None, *, threads: int | None = None) -> LoadedArtifact:
-    """Open what `lightning_perf.export` wrote, as a function with the module's input signature.
-
-    Every file is checked against the checksums of the manifest first. A folder whose variants run in ONNX Runtime or
-    OpenVINO can also be opened without torch: ``serve.py`` lies in it.
+def open_artifact(path: str | Path, variant: str | None = None, *, threads: int | None = None) -> LoadedArtifact:
+    """Open a variant that needs no code of the module, as a function with the module's input signature.
 
     Args:
         path: the folder.
@@ -31,7 +29,7 @@ def load_artifact(path: str | Path, variant: str | None = None, *, threads: int 
 
     Example::
 
-        >>> load_artifact("nowhere")
+        >>> open_artifact("nowhere")
         Traceback (most recent call last):
         ...
         lightning_perf.deploy.serve.ArtifactError: nowhere is no artefact: it has no manifest.json. Give the folder ...
@@ -47,6 +45,25 @@ def load_artifact(path: str | Path, variant: str | None = None, *, threads: int 
     entry = manifest["variants"][name]
     return LoadedArtifact(
         manifest, name, _OPENERS[entry["runtime"]](Path(path, entry["path"]), entry["options"], threads)
+    )
+
+
+def call_of(manifest: Mapping[str, Any]) -> Call:
+    """The call of a manifest, with empty tensors in the place of the example's."""
+    told = manifest["signature"]
+    tensors = tuple(
+        torch.empty([1 if isinstance(size, str) else size for size in item["shape"]], dtype=getattr(torch, item["dtype"]))
+        for item in told["tensors"]
+    )
+    return Call(
+        told["method"],
+        tuple((item["name"], item["kind"]) for item in told["parameters"]),
+        told["inputs"],
+        tensors,
+        tuple(item["name"] for item in told["tensors"]),
+        told["outputs"],
+        0,
+        tuple(any(isinstance(size, str) for size in item["shape"]) for item in told["tensors"]),
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_perf import hardware
-from lightning_perf.deploy import inductor, onnx_runtime, openvino
+from lightning_perf.deploy import compiled, inductor, onnx_runtime, openvino, parts
 from lightning_perf.deploy.artifact import Artifact, new_folder, write_manifest
 from lightning_perf.deploy.latency import Target, targets
 from lightning_perf.deploy.source import PRECISIONS, NotExportable, Source
+from lightning_perf.deploy.variant import Variant
 from lightning_perf.deploy.trial import (
     METRIC,
     Metric,
@@ -26,12 +27,17 @@ from lightning_perf.deploy.trial import (
 )
 from lightning_perf.report import Quantity
 
-BUILDERS: dict[str, Callable[[Source, str, Path], Any]] = {
+Builder = Callable[[Source, str, Path], list[Variant]]
+
+WHOLE: dict[str, Builder] = {
     onnx_runtime.NAME: onnx_runtime.build,
     openvino.NAME: openvino.build,
     inductor.NAME: inductor.build,
 }
-_INSTALL = {onnx_runtime.NAME: "onnxruntime", openvino.NAME: "openvino"}
+"""Runtimes that take a whole module as a graph, and need none of its code afterwards."""
+PYTHON: dict[str, Builder] = {compiled.NAME: compiled.build, compiled.STORED: compiled.build_stored}
+"""What is left for a module that no graph can hold."""
+NAMES = (*WHOLE, parts.NAME, *PYTHON)
 
 
 def choose_runtimes(runtimes: str | Sequence[str]) -> tuple[list[str], bool]:
@@ -46,11 +52,11 @@ def choose_runtimes(runtimes: str | Sequence[str]) -> tuple[list[str], bool]:
         (['openvino'], True)
     """
     if runtimes == "auto":
-        return list(BUILDERS), False
+        return list(WHOLE), False
     names = [runtimes] if isinstance(runtimes, str) else list(runtimes)
-    unknown = [name for name in names if name not in BUILDERS]
+    unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
-        raise ValueError(f"runtimes={runtimes!r}: unknown {unknown}; choose among {list(BUILDERS)}, or 'auto'.")
+        raise ValueError(f"runtimes={runtimes!r}: unknown {unknown}; choose among {list(NAMES)}, or 'auto'.")
     return names, True
 
 
@@ -68,19 +74,19 @@ def check_precisions(precisions: Sequence[str]) -> list[str]:
 
 
 def build_all(
-    source: Source, folder: Path, runtimes: Sequence[str], precisions: Sequence[str], *, by_name: bool
-) -> tuple[list[Any], dict[str, str]]:
+    source: Source, folder: Path, builders: Mapping[str, Builder], precisions: Sequence[str], *, by_name: bool
+) -> tuple[list[Variant], dict[str, str]]:
     """Every variant that can be made, and why the others cannot.
 
     Raises:
         ImportError: a runtime that was asked for by name is not installed.
     """
-    made: list[Any] = []
+    made: list[Variant] = []
     left_out: dict[str, str] = {}
-    for runtime in runtimes:
+    for runtime, builder in builders.items():
         for precision in precisions:
             try:
-                made += BUILDERS[runtime](source, precision, folder)
+                made += builder(source, precision, folder)
             except ImportError as error:
                 if by_name:
                     raise
@@ -95,6 +101,7 @@ def write_artifact(
     path: str | Path,
     *,
     runtimes: str | Sequence[str] = "auto",
+    builders: Mapping[str, Builder] | None = None,
     precisions: Sequence[str] = PRECISIONS,
     batches: Sequence[int] = (1, 32),
     rounds: int = 9,
@@ -113,6 +120,7 @@ def write_artifact(
         source: the module in its forms.
         path: folder to write; an artefact that is there is replaced once the new one is complete.
         runtimes: names, or ``auto``: all that are installed.
+        builders: further runtimes by name.
         precisions: among fp32, bf16, int8.
         batches: batch sizes to time.
         rounds: rounds of the timing; 0 times nothing.
@@ -130,11 +138,14 @@ def write_artifact(
         ImportError: a runtime that was asked for by name is missing.
     """
     names, by_name = choose_runtimes(runtimes)
+    known = WHOLE | PYTHON | dict(builders or {})
     wanted_precisions = check_precisions(precisions)
     sizes = [source.call.batch_size or 1] if not any(source.call.batched) else list(batches)
     wanted: list[Target] = targets(sizes) if rounds else []
     with new_folder(path) as folder:
-        variants, refused = build_all(source, folder, names, wanted_precisions, by_name=by_name)
+        variants, refused = build_all(
+            source, folder, {name: known[name] for name in names}, wanted_precisions, by_name=by_name
+        )
         reasons = dict(left_out or {}) | refused
         if not variants:
             raise NotExportable("nothing could be exported: " + "; ".join(f"{k}: {v}" for k, v in reasons.items()))

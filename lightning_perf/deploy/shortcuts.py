@@ -27,7 +27,9 @@ def convolve_shortcuts(graph: OnnxGraph) -> int:
         if pads is None:
             continue
         strides, source, chain = [1, 1], node.input[0], [node.name]
-        while (step := _plane_step(graph, graph.maker.get(source))) is not None and graph.only_reader(source) is not None:
+        while (step := _plane_step(graph, graph.maker.get(source))) is not None and graph.only_reader(
+            source
+        ) is not None:
             maker = graph.maker[source]
             strides = [old * new for old, new in zip(strides, step, strict=True)]
             source = maker.input[0]
@@ -39,7 +41,9 @@ def convolve_shortcuts(graph: OnnxGraph) -> int:
         weight = np.zeros((before + shape[1] + after, shape[1], 1, 1), np.float32)
         weight[before : before + shape[1], :, 0, 0] = np.eye(shape[1], dtype=np.float32)
         name = graph.set_constant(f"{node.name}_identity", weight)
-        made = graph.helper.make_node("Conv", [source, name], list(node.output), f"{node.name}_shortcut", strides=strides)
+        made = graph.helper.make_node(
+            "Conv", [source, name], list(node.output), f"{node.name}_shortcut", strides=strides
+        )
         replaced[node.name] = made
         dropped |= set(chain[1:])
     nodes = [replaced.get(node.name, node) for node in graph.nodes if node.name not in dropped]
@@ -52,11 +56,20 @@ def convolve_shortcuts(graph: OnnxGraph) -> int:
 
 def _channel_pads(graph: OnnxGraph, node: Any) -> tuple[int, int] | None:
     """Zeros that a node appends before and behind the channels of an image; None for any other node."""
-    if node.op_type != "Pad" or attribute(node, "mode", b"constant") != b"constant" or len(node.input) > 3 and node.input[3]:
+    if (
+        node.op_type != "Pad"
+        or attribute(node, "mode", b"constant") != b"constant"
+        or (len(node.input) > 3
+        and node.input[3])
+    ):
         return None
     if node.input[1] not in graph.constants:
         return None
-    if len(node.input) > 2 and node.input[2] and (node.input[2] not in graph.constants or graph.array(node.input[2]) != 0):
+    if (
+        len(node.input) > 2
+        and node.input[2]
+        and (node.input[2] not in graph.constants or graph.array(node.input[2]) != 0)
+    ):
         return None
     pads = graph.array(node.input[1]).tolist()
     if len(pads) != 8 or any(pads[index] for index in (0, 2, 3, 4, 6, 7)) or pads[1] < 0 or pads[5] < 0:

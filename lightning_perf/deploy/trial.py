@@ -70,9 +70,7 @@ def _forms(source: Source) -> list[tuple[str, torch.nn.Module]]:
     return [(label, form) for label, form in forms.items() if form is not None]
 
 
-def judge(
-    source: Source, trials: Sequence[Trial], metric: Metric, row: Quantity, max_drop: float | None
-) -> float:
+def judge(source: Source, trials: Sequence[Trial], metric: Metric, row: Quantity, max_drop: float | None) -> float:
     """Measure the metric of the module and through every variant that passed so far; returns the module's.
 
     A variant that cannot be measured, or whose metric is worse by more than ``max_drop``, passes no longer.
@@ -233,6 +231,7 @@ def runtime_versions() -> dict[str, str]:
 
 def under_signature(run: Run, source: Source) -> Callable[..., object]:
     """A variant under the module's own signature, for a metric."""
+
     def call(*args: object, **kwargs: object) -> object:
         return rebuild(source.call.outputs, run(source.call.leaves(args, kwargs)))
 

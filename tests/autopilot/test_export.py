@@ -69,7 +69,10 @@ def test_a_lightning_module_from_its_loader(ns: ModuleType, loader: DataLoader[A
     assert made.manifest["variants"]["onnxruntime-fp32"]["metric"] == pytest.approx(wanted)
     assert abs(made.manifest["variants"]["onnxruntime-int8"]["metric"] - wanted) < 0.1
     torch.testing.assert_close(
-        lp.load_artifact(made.path, "onnxruntime-fp32")(Items().x, temperature=2.0), logits.detach(), atol=1e-5, rtol=1e-5
+        lp.load_artifact(made.path, "onnxruntime-fp32")(Items().x, temperature=2.0),
+        logits.detach(),
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert any("ranges are those of 96 samples" in note for note in made.manifest["notes"])
     assert type(module.net[0]) is nn.Linear
@@ -118,7 +121,13 @@ def test_max_drop_rejects_a_variant(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(8, 2))
     scores = iter([0.9, 0.85, 0.9])
     made = lp.export(
-        module, torch.randn(8, 8), tmp_path / "m.lpx", metric=lambda run: next(scores), max_drop=0.01, precisions=["fp32", "int8"], **ORT
+        module,
+        torch.randn(8, 8),
+        tmp_path / "m.lpx",
+        metric=lambda run: next(scores),
+        max_drop=0.01,
+        precisions=["fp32", "int8"],
+        **ORT,
     )
     variants = made.manifest["variants"]
     assert "worse by more than 0.01" in variants["onnxruntime-fp32"]["reason"]

@@ -28,9 +28,7 @@ def test_a_checkpoint_becomes_a_folder(
 
     torch.manual_seed(5)
     module = ImageClassifier()
-    torch.save(
-        {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.5.0", "callbacks": {}}, "best.ckpt"
-    )
+    torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": "2.5.0", "callbacks": {}}, "best.ckpt")
     words = ["export", "--config", CONFIG, "--ckpt_path", "best.ckpt", "--output", "m.lpx", "--runtimes", "onnxruntime"]
     with pytest.raises(SystemExit) as done:
         main([*words, "--precisions", "fp32", "int8", "--rounds", "0", "--json", "r.json", *QUIET, *data])

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_perf.deploy import serve
 from lightning_perf.deploy.artifact import Artifact, new_folder
-from lightning_perf.deploy.load import load_artifact
+from lightning_perf.deploy.load import open_artifact
 from lightning_perf.deploy.pipeline import write_artifact
 from lightning_perf.deploy.source import NotExportable
 from tests.deploy.conftest import Named, Residual, source_of
@@ -33,7 +33,7 @@ def test_every_variant_computes_the_module(exported: Artifact, toy: Residual) ->
     for name, entry in exported.manifest["variants"].items():
         assert entry["passed"], entry["reason"]
         limit = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.08}[entry["precision"]]
-        found = load_artifact(exported.path, name, threads=1)(x)
+        found = open_artifact(exported.path, name, threads=1)(x)
         assert isinstance(found, torch.Tensor)
         assert float((found - wanted).norm() / wanted.norm()) < limit, name
 
@@ -57,7 +57,7 @@ def test_report_and_ranking_name_every_variant(exported: Artifact) -> None:
 
 def test_arrays_in_arrays_out(folder: Path, toy: Residual) -> None:
     x = np.zeros((2, 3, 12, 12), np.float32)
-    found = load_artifact(folder, "onnxruntime-fp32")(x)
+    found = open_artifact(folder, "onnxruntime-fp32")(x)
     assert isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, toy(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
@@ -120,7 +120,7 @@ def flip(path: Path, position: int) -> None:
 def test_one_flipped_byte_is_refused(copied: Path, name: str) -> None:
     flip(copied / name, 100)
     with pytest.raises(serve.ArtifactError, match=f"{name}.*checksum"):
-        load_artifact(copied)
+        open_artifact(copied)
 
 
 def test_every_flipped_byte_of_the_manifest_is_refused(copied: Path) -> None:
@@ -147,12 +147,12 @@ def test_truncated_missing_and_foreign_folders_are_refused(copied: Path, tmp_pat
     model = copied / "onnxruntime-fp32" / "model.onnx"
     model.write_bytes(model.read_bytes()[:-10])
     with pytest.raises(serve.ArtifactError, match="truncated"):
-        load_artifact(copied)
+        open_artifact(copied)
     model.unlink()
     with pytest.raises(serve.ArtifactError, match="is missing"):
-        load_artifact(copied)
+        open_artifact(copied)
     with pytest.raises(serve.ArtifactError, match=r"is no artefact: it has no manifest\.json"):
-        load_artifact(tmp_path)
+        open_artifact(tmp_path)
 
 
 def rewritten(copied: Path, **changes: object) -> None:
@@ -165,14 +165,14 @@ def rewritten(copied: Path, **changes: object) -> None:
 def test_another_version_is_refused(copied: Path) -> None:
     rewritten(copied, format=serve.FORMAT + 1)
     with pytest.raises(serve.ArtifactError, match="is of format 2 and this loader reads 1"):
-        load_artifact(copied)
+        open_artifact(copied)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a\\..\\b", "C:/x"])
 def test_paths_may_not_leave_the_folder(copied: Path, name: str) -> None:
     rewritten(copied, files={name: {"bytes": 1, "sha256": ""}})
     with pytest.raises(serve.ArtifactError, match="outside of the folder"):
-        load_artifact(copied)
+        open_artifact(copied)
 
 
 def test_links_may_not_leave_the_folder(copied: Path, tmp_path: Path) -> None:
@@ -180,13 +180,13 @@ def test_links_may_not_leave_the_folder(copied: Path, tmp_path: Path) -> None:
     shutil.move(model, tmp_path / "elsewhere.onnx")
     model.symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(serve.ArtifactError, match="link that leads out"):
-        load_artifact(copied)
+        open_artifact(copied)
 
 
 def test_unknown_variants_and_wrong_inputs_are_named(folder: Path) -> None:
     with pytest.raises(serve.ArtifactError, match=r"no variant 'tensorrt'; it has \['onnxruntime-fp32'"):
-        load_artifact(folder, "tensorrt")
-    model = load_artifact(folder, "onnxruntime-fp32")
+        open_artifact(folder, "tensorrt")
+    model = open_artifact(folder, "onnxruntime-fp32")
     with pytest.raises(serve.ArtifactError, match="'x' is float64 and must be float32"):
         model(np.zeros((1, 3, 12, 12)))
     with pytest.raises(
@@ -206,7 +206,7 @@ def test_nested_calls_keep_their_structure(tmp_path: Path) -> None:
         precisions=["fp32"],
         rounds=0,
     )
-    model = load_artifact(made.path)
+    model = open_artifact(made.path)
     found = model(x[:3], 2.0, shift={"a": shift["a"][:3]})
     wanted = module(x[:3], 2.0, shift={"a": shift["a"][:3]})
     assert found["note"] == "kept"
