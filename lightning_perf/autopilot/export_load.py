@@ -69,4 +69,3 @@ def _form(module: nn.Module, precision: str) -> Any:
             "QuantizationAwareTraining, or pass it to lightning_perf.quantize."
         )
     return to_qdq(frozen_copy(module))
-

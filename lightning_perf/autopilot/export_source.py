@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_perf.deploy import inductor, onnx_runtime, openvino
 from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
-from lightning_perf.deploy.quantized_graph import LayerRanges
 from lightning_perf.deploy.pipeline import write_artifact
+from lightning_perf.deploy.quantized_graph import LayerRanges
 from lightning_perf.deploy.source import INT8, NotExportable, Source
 from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
 from lightning_perf.quantization.prepare import preparation, prepare, unprepare

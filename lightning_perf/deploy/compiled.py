@@ -100,4 +100,3 @@ def frozen() -> Iterator[None]:
 
     with quiet(), inductor.patch(freezing=True):
         yield
-

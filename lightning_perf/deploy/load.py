@@ -52,7 +52,9 @@ def call_of(manifest: Mapping[str, Any]) -> Call:
     """The call of a manifest, with empty tensors in the place of the example's."""
     told = manifest["signature"]
     tensors = tuple(
-        torch.empty([1 if isinstance(size, str) else size for size in item["shape"]], dtype=getattr(torch, item["dtype"]))
+        torch.empty(
+            [1 if isinstance(size, str) else size for size in item["shape"]], dtype=getattr(torch, item["dtype"])
+        )
         for item in told["tensors"]
     )
     return Call(

@@ -46,9 +46,7 @@ def find_parts(module: nn.Module, call: Call) -> tuple[list[Part], dict[str, str
     return list(_search(module, "", seen, refused)), refused
 
 
-def _search(
-    module: nn.Module, prefix: str, seen: Mapping[str, list[Any]], refused: dict[str, str]
-) -> Iterator[Part]:
+def _search(module: nn.Module, prefix: str, seen: Mapping[str, list[Any]], refused: dict[str, str]) -> Iterator[Part]:
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         count = sum(parameter.numel() for parameter in child.parameters())
@@ -94,7 +92,9 @@ def build(source: Source, precision: str, folder: Path, *, write_child: WriteChi
     module = source.plain
     parts, refused = find_parts(module, source.call)
     if not parts:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no children with parameters"
+        reasons = (
+            "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no children with parameters"
+        )
         raise NotExportable(f"no part of {type(module).__name__} can be exported either ({reasons})")
     home = folder / f"{NAME}-{precision}"
     home.mkdir()

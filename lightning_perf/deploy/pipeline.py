@@ -12,7 +12,6 @@ from lightning_perf.deploy import compiled, inductor, onnx_runtime, openvino, pa
 from lightning_perf.deploy.artifact import Artifact, new_folder, write_manifest
 from lightning_perf.deploy.latency import Target, targets
 from lightning_perf.deploy.source import PRECISIONS, NotExportable, Source
-from lightning_perf.deploy.variant import Variant
 from lightning_perf.deploy.trial import (
     METRIC,
     Metric,
@@ -25,6 +24,7 @@ from lightning_perf.deploy.trial import (
     report,
     runtime_versions,
 )
+from lightning_perf.deploy.variant import Variant
 from lightning_perf.report import Quantity
 
 Builder = Callable[[Source, str, Path], list[Variant]]

@@ -59,8 +59,7 @@ def _channel_pads(graph: OnnxGraph, node: Any) -> tuple[int, int] | None:
     if (
         node.op_type != "Pad"
         or attribute(node, "mode", b"constant") != b"constant"
-        or (len(node.input) > 3
-        and node.input[3])
+        or (len(node.input) > 3 and node.input[3])
     ):
         return None
     if node.input[1] not in graph.constants:

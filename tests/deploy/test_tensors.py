@@ -23,7 +23,11 @@ TENSORS = {
 def test_both_ways_with_safetensors(tmp_path: Path) -> None:
     save_tensors(TENSORS, tmp_path / "ours")
     safetensors.torch.save_file(TENSORS, tmp_path / "theirs")
-    for found in (safetensors.torch.load_file(tmp_path / "ours"), load_tensors(tmp_path / "theirs"), load_tensors(tmp_path / "ours")):
+    for found in (
+        safetensors.torch.load_file(tmp_path / "ours"),
+        load_tensors(tmp_path / "theirs"),
+        load_tensors(tmp_path / "ours"),
+    ):
         assert found.keys() == TENSORS.keys()
         for name, tensor in TENSORS.items():
             assert found[name].dtype == tensor.dtype
