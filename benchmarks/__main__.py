@@ -16,6 +16,7 @@ NAMES = (
     "language_recipe",
     "averaged_weights",
     "range_test",
+    "qat_step",
     "advice",
     "time_to_target",
     "runtimes",

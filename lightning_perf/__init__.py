@@ -5,11 +5,14 @@ from lightning_perf.autopilot.compare import compare as compare
 from lightning_perf.autopilot.export import export as export
 from lightning_perf.autopilot.export_load import load_artifact as load_artifact
 from lightning_perf.autopilot.presets import lossless as lossless
+from lightning_perf.autopilot.quantize import quantize as quantize
 from lightning_perf.autopilot.race import race as race
 from lightning_perf.optim.callback import OptimizerFactory as OptimizerFactory
 from lightning_perf.optim.registry import list_optimizers as list_optimizers
 from lightning_perf.profiling.callback import ThroughputProfiler as ThroughputProfiler
 from lightning_perf.profiling.callback_flops import measure_flops as measure_flops
+from lightning_perf.quantization.callback import QuantizationAwareTraining as QuantizationAwareTraining
+from lightning_perf.quantization.prepare import unprepare as unprepare
 from lightning_perf.report import Report as Report
 from lightning_perf.speedups.channels_last import ChannelsLast as ChannelsLast
 from lightning_perf.speedups.exact_resume import ExactResume as ExactResume

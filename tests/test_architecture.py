@@ -133,6 +133,7 @@ def test_public_names() -> None:
         "FastLogging",
         "MallocTuning",
         "OptimizerFactory",
+        "QuantizationAwareTraining",
         "Report",
         "ThroughputProfiler",
         "compare",
@@ -141,7 +142,9 @@ def test_public_names() -> None:
         "load_artifact",
         "lossless",
         "measure_flops",
+        "quantize",
         "race",
+        "unprepare",
     }
     for name in names:
         assert ">>>" in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

@@ -88,9 +88,10 @@ def to_qdq(module: nn.Module, *, outputs: Outputs | Callable[[str], bool] = "non
             axis=layer.kind.axis,
             largest=layer.scheme.largest,
             group=layer.scheme.group,
+            dtype=weight_of(child, layer.kind.weights(child)[0]).dtype,
         )
         stored = {key: scaled(rows, scale, factor, layer.kind.axis) for key, (rows, scale) in integers.items()}
-        give_integers(child, stored, store, layer.kind)
+        give_integers(child, stored, store)
     return twin
 
 

@@ -114,7 +114,10 @@ def owner_of(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def unquantized_reason(module: nn.Module) -> str | None:
     """Why a module with weights of its own is in float though no row is its; None if it has no weights to speak of."""
-    matrices = [name for name, value in module.named_parameters(recurse=False) if value.dim() > 1]
-    if not matrices or isinstance(module, NORMS):
+    if isinstance(module, NORMS):
+        return None
+    own = module.named_parameters(recurse=False)
+    matrices = [name for name, value in own if not nn.parameter.is_lazy(value) and value.dim() > 1]
+    if not matrices:
         return None
     return f"{type(module).__name__} computes with {', '.join(matrices)} itself"

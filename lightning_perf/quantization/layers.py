@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,9 +20,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import Kind, owner_of, weight_of
-from lightning_perf.quantization.ranges import Ranges
+from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
 from lightning_perf.quantization.schemes import Scheme
+from lightning_perf.quantization.swapping import Role, register, role_of, swap, swap_back
 
 RECORD = "_lightning_perf_quantized"
 
@@ -32,7 +32,9 @@ RECORD = "_lightning_perf_quantized"
 class Preparation:
     """What all layers of one prepared module share: ranges, switches, and the account of what was left in float.
 
-    ``observing`` and ``quantizing`` are switched by whoever drives training or calibration.
+    ``observing`` and ``quantizing`` are switched by whoever drives training or calibration. ``macs`` are multiplications of
+    the first step by layer, quantized or not, and by operation outside of layers, as ``(name)``; ``head`` is the layer that
+    came last in it; ``sensitivity`` is, by what was measured, how much each group of layers costs alone.
     """
 
     scheme: Scheme
@@ -42,9 +44,9 @@ class Preparation:
     observing_outputs: bool = False
     quantizing: bool = True
     watched: dict[str, bool] = field(default_factory=lambda: {"training": False, "evaluation": False})
-    macs: dict[str, int] = field(
-        default_factory=dict
-    )  # of every layer, quantized or not; operations outside as "(name)"
+    macs: dict[str, int] = field(default_factory=dict)
+    head: str = ""
+    sensitivity: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -117,89 +119,67 @@ class Layer:
         return {**self.__dict__, "last": None}
 
 
-class Swapped:
-    """Base of all swapped classes: copies and pickles are made through the class of the user's."""
-
-    float_class: type[nn.Module]
-    mixin: type
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        function, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        args = tuple(type(self).float_class if value is type(self) else value for value in args)
-        return (_rebuild, (type(self).mixin, function, args), *rest)
-
-
-class PreparedLayer(Swapped):
-    """A layer that computes with rounded weights and inputs."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward, on rounded inputs and with rounded weights in the place of its parameters."""
-        layer: Layer = self.__dict__[RECORD]
-        if layer.scheme.activations != "none" and layer.active:
-            args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
-        if layer.rounds:
-            layer.begin()
-            with weights_in_place(self, layer), fused_attention_off(layer.kind.family == "attention"):  # type: ignore[arg-type]
-                output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        else:
-            output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        layer.saw(output)
-        return output
+def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The layer's own forward, on rounded inputs and with rounded weights in the place of its parameters."""
+    layer: Layer = module.__dict__[RECORD]
+    if layer.scheme.activations != "none" and layer.active:
+        args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
+    if layer.rounds:
+        layer.begin()
+        with weights_in_place(module, layer), fused_attention_off(layer.kind.family == "attention"):
+            output = own(module, *args, **kwargs)
+    else:
+        output = own(module, *args, **kwargs)
+    layer.saw(output)
+    return output
 
 
-class PreparedBlock(Swapped):
-    """A transformer layer or encoder whose one-kernel path for inference, which reads weights past the layers, is off."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's own forward."""
-        with fused_attention_off(True):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+def _block_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A transformer layer's or encoder's own forward, but not its one-kernel path, which reads weights past the layers."""
+    with fused_attention_off(True):
+        return own(module, *args, **kwargs)
 
 
-class PreparedNorm(Swapped):
-    """A batch norm that is folded into the layer before it when that is exported."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """The batch norm's own forward; where its input is not the layer's output, the two are parted for good."""
-        layer: Layer = self.__dict__[RECORD]
-        if layer.norm is self and (layer.last is None or layer.last() is not input):
-            layer.part("its batch norm had another input in a later step")
-        output = input if layer.norm is self and layer.folded else super().forward(input)  # type: ignore[misc]
-        layer.folded = False
-        if layer.shared.observing_outputs and layer.output is not None:
-            layer.shared.ranges.observe(layer.output, output)
-        return output
+def _norm_forward(own: Callable[..., Any], module: nn.Module, input: Tensor) -> Tensor:
+    """A batch norm's own forward; where its input is not the output of the layer before, the two are parted for good."""
+    layer: Layer = module.__dict__[RECORD]
+    if layer.norm is module and (layer.last is None or layer.last() is not input):
+        layer.part("its batch norm had another input in a later step")
+    output = input if layer.norm is module and layer.folded else own(module, input)
+    layer.folded = False
+    if layer.shared.observing_outputs and layer.output is not None:
+        layer.shared.ranges.observe(layer.output, output)
+    return output
 
 
-def swap(module: nn.Module, mixin: type, record: Layer | None) -> None:
-    """Give ``module`` the class that has ``mixin`` in front of its own."""
+LAYER = register(Role("layer", _layer_forward))
+BLOCK = register(Role("block", _block_forward))
+NORM = register(Role("norm", _norm_forward))
+
+
+def make(module: nn.Module, role: Role, record: Layer | None) -> None:
+    """Have a module play a role, with the record that it needs for it."""
     if record is not None:
         module.__dict__[RECORD] = record
-    module.__class__ = swapped_class(mixin, type(module))
+    swap(module, role)
 
 
-def swap_back(module: nn.Module) -> None:
-    """Give a swapped module its own class back."""
+def unmake(module: nn.Module) -> None:
+    """Give a module its own class back and forget its record."""
     module.__dict__.pop(RECORD, None)
-    if isinstance(module, Swapped):
-        module.__class__ = type(module).float_class
-
-
-def float_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the user gave a module."""
-    return type(module).float_class if isinstance(module, Swapped) else type(module)
+    swap_back(module)
 
 
 def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
     """Every prepared layer of a module, with its qualified name and its record."""
     for name, child in module.named_modules():
-        if isinstance(child, PreparedLayer):
+        if role_of(child) == LAYER.name:
             yield name, child, child.__dict__[RECORD]
 
 
-def swapped(module: nn.Module) -> list[nn.Module]:
-    """Every module whose class is swapped."""
-    return [child for child in module.modules() if isinstance(child, Swapped)]
+def prepared(module: nn.Module) -> list[nn.Module]:
+    """Every module that plays a role."""
+    return [child for child in module.modules() if role_of(child) is not None]
 
 
 @contextmanager
@@ -281,15 +261,3 @@ def fused_attention_off(off: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
-
-
-@cache
-def swapped_class(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
-    names = {"float_class": cls, "mixin": mixin, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (mixin, cls), names)
-
-
-def _rebuild(mixin: type, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    module = function(*args)
-    module.__class__ = swapped_class(mixin, type(module))
-    return module

@@ -10,18 +10,19 @@ from torch import nn
 
 from lightning_perf.quantization.kinds import KINDS, Kind, kind_of, reason_against, unquantized_reason
 from lightning_perf.quantization.layers import (
+    BLOCK,
+    LAYER,
+    NORM,
     Layer,
     Preparation,
-    PreparedBlock,
-    PreparedLayer,
-    PreparedNorm,
+    make,
+    prepared,
     records,
-    swap,
-    swap_back,
-    swapped,
+    unmake,
 )
-from lightning_perf.quantization.ranges import Ranges
+from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.schemes import Scheme, get_scheme
+from lightning_perf.quantization.swapping import role_of
 
 FLOAT = "float"
 _BLOCKS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -97,8 +98,8 @@ def unprepare(module: nn.Module) -> nn.Module:
         >>> lp.unprepare(net) is net
         True
     """
-    for child in swapped(module):
-        swap_back(child)
+    for child in prepared(module):
+        unmake(child)
     return module
 
 
@@ -113,8 +114,8 @@ def preparation(module: nn.Module) -> Preparation | None:
 def fold(layer: Layer, norm: nn.Module) -> None:
     """Pair a layer with the batch norm that follows it."""
     layer.norm, layer.unfolded = norm, None
-    if not isinstance(norm, PreparedNorm):
-        swap(norm, PreparedNorm, layer)
+    if role_of(norm) is None:
+        make(norm, NORM, layer)
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
@@ -131,7 +132,9 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         "unfolded": {layer.name: layer.unfolded for layer in layers if layer.unfolded},
         "additions": [layer.name for layer in layers if layer.feeds_addition],
         "macs": dict(shared.macs),
+        "head": shared.head,
         "watched": dict(shared.watched),
+        "inactive": [layer.name for layer in layers if not layer.active],
         "confirmed": [layer.name for layer in layers if layer.confirmed],
     }
 
@@ -142,14 +145,16 @@ def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     if shared is None or not state:
         return
     shared.ranges.load(state["ranges"])
+    shared.head = state["head"]
     shared.macs, shared.watched = dict(state["macs"]), dict(state["watched"])
     children = dict(module.named_modules())
     for name, _, layer in records(module):
+        layer.active = name not in state["inactive"]
         layer.confirmed = name in state["confirmed"]
         layer.unfolded, layer.feeds_addition = state["unfolded"].get(name), name in state["additions"]
         norm = state["norms"].get(name)
         if layer.norm is not None and (norm is None or children.get(norm) is not layer.norm):
-            swap_back(layer.norm)
+            unmake(layer.norm)
             layer.norm = None
         if norm in children:
             fold(layer, children[norm])
@@ -196,7 +201,7 @@ def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None
     for name, child in module.named_modules():
         if child in inside:
             continue
-        kind = None if isinstance(child, nn.modules.lazy.LazyModuleMixin) else kind_of(child)
+        kind = kind_of(child)
         if kind is not None:
             inside.update(child.modules())
         yield name, child, kind
@@ -215,10 +220,10 @@ def _swap_all(module: nn.Module, default: Scheme, chosen: Chosen, left: dict[str
         inputs = kind.inputs if scheme.activations == "static" else ()
         layer = Layer(name, kind, scheme, shared, {key: index[_input(name, key)] for key in inputs})
         layer.output = index.get(_output(name))
-        swap(child, PreparedLayer, layer)
+        make(child, LAYER, layer)
     for child in list(module.modules()):
-        if isinstance(child, _BLOCKS) and any(isinstance(inner, PreparedLayer) for inner in child.modules()):
-            swap(child, PreparedBlock, None)
+        if isinstance(child, _BLOCKS) and any(role_of(inner) == LAYER.name for inner in child.modules()):
+            make(child, BLOCK, None)
     return shared
 
 

@@ -7,8 +7,7 @@ of it is plain eager code over ``torch.ops.quantized_decomposed``, which torch.e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +15,11 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_perf.quantization.kinds import Kind, owner_of
-from lightning_perf.quantization.layers import Swapped, rounded_inputs, swap_back
+from lightning_perf.quantization.kinds import owner_of
+from lightning_perf.quantization.layers import rounded_inputs, unmake
 from lightning_perf.quantization.rounding import HIGH, LOW, round_to_own_range
 from lightning_perf.quantization.schemes import Scheme
+from lightning_perf.quantization.swapping import Role, register, swap
 
 _STORE = "_lightning_perf_stored"
 
@@ -36,6 +36,7 @@ class Store:
         axis: of the output channels.
         largest: integer of a weight.
         group: weights that share a scale; None: a channel does.
+        dtype: of the weights in ``forward``.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Store:
     axis: int
     largest: int
     group: int | None
+    dtype: torch.dtype
 
     def input(self, name: str, x: Any) -> Any:
         """An input, quantized and dequantized."""
@@ -53,21 +55,14 @@ class Store:
         return round_to_own_range(x, self.dynamic) if self.dynamic else quantize_dequantize(x, *self.inputs[name])
 
 
-class StoredLayer(Swapped):
-    """A layer that rounds its inputs, computes with dequantized weights and may round its output."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own forward between the roundings."""
-        store: Store = self.__dict__[_STORE]
-        args, kwargs = rounded_inputs(store.names, store.input, args, kwargs)
-        if type(self).float_class.forward is nn.MultiheadAttention.forward:
-            return attention(self, *args, **kwargs)  # type: ignore[arg-type]
-        output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return output if store.output is None else quantize_dequantize(output, *store.output)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        _, args, *rest = super().__reduce_ex__(protocol)
-        return (_rebuild_stored, (type(self).attributes, *args[1:]), *rest)  # type: ignore[attr-defined]
+def _stored_forward(own: Callable[..., Any], module: Any, *args: Any, **kwargs: Any) -> Any:
+    """The layer's own forward between the roundings of its inputs and of its output."""
+    store: Store = module.__dict__[_STORE]
+    args, kwargs = rounded_inputs(store.names, store.input, args, kwargs)
+    if own is nn.MultiheadAttention.forward:
+        return attention(module, *args, **kwargs)
+    output = own(module, *args, **kwargs)
+    return output if store.output is None else quantize_dequantize(output, *store.output)
 
 
 def quantize_dequantize(x: Tensor, scale: float, zero: int) -> Tensor:
@@ -77,13 +72,12 @@ def quantize_dequantize(x: Tensor, scale: float, zero: int) -> Tensor:
     return ops.dequantize_per_tensor(integers, scale, zero, LOW, HIGH, torch.uint8).to(x.dtype)
 
 
-def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], store: Store, kind: Kind) -> None:
+def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], store: Store) -> None:
     """Turn a prepared layer into one that stores ``weights``: what is stored and the scale of each, by name."""
-    swap_back(child)
+    unmake(child)
     owners: dict[nn.Module, list[str]] = {child: []}
     for key, (rows, scale) in weights.items():
         owner, attribute = owner_of(child, key)
-        dtype = getattr(owner, attribute).dtype
         delattr(owner, attribute)
         name = f"{attribute}_{'float8' if rows.dtype == torch.float8_e4m3fn else 'int8'}"
         owner.register_buffer(name, rows)
@@ -92,14 +86,13 @@ def give_integers(child: nn.Module, weights: dict[str, tuple[Tensor, Tensor]], s
         if flat:
             zeros = torch.zeros(scale.numel(), dtype=torch.int64)
             owner.register_buffer(f"{attribute}_zero_point", zeros, persistent=False)
-        owner.__dict__.setdefault("_lightning_perf_dtypes", {})[attribute] = dtype
         owners.setdefault(owner, []).append(attribute)
     for owner, attributes in owners.items():
         extra = ("_flat_weights",) if isinstance(owner, nn.RNNBase) else ()
-        own = store if owner is child else Store((), {}, None, None, store.axis, store.largest, store.group)
+        own = store if owner is child else replace(store, names=(), inputs={}, dynamic=None, output=None)
         owner.__dict__[_STORE] = own
         owner.__dict__.pop("_flat_weights", None)
-        owner.__class__ = _stored_class((*attributes, *extra), type(owner))
+        swap(owner, STORED, (*attributes, *extra))
 
 
 def attention(
@@ -151,38 +144,34 @@ def attention(
 
 def _dequantized(owner: nn.Module, attribute: str) -> Tensor:
     store: Store = owner.__dict__[_STORE]
-    dtype = owner.__dict__["_lightning_perf_dtypes"][attribute]
-    scale = owner._buffers[f"{attribute}_scale"]
+    scale = owner.get_buffer(f"{attribute}_scale")
     if f"{attribute}_float8" in owner._buffers:
-        return (owner._buffers[f"{attribute}_float8"].float() * scale).to(dtype)  # pyright: ignore
-    integers = owner._buffers[f"{attribute}_int8"]
+        return (owner.get_buffer(f"{attribute}_float8").float() * scale).to(store.dtype)
+    integers = owner.get_buffer(f"{attribute}_int8")
     if store.group is not None:
-        return (integers.float() * scale).flatten(1).to(dtype)  # pyright: ignore[reportOptionalMemberAccess]
-    zero, top = owner._buffers[f"{attribute}_zero_point"], store.largest
+        return (integers.float() * scale).flatten(1).to(store.dtype)
+    zero, top = owner.get_buffer(f"{attribute}_zero_point"), store.largest
     dequantize = torch.ops.quantized_decomposed.dequantize_per_channel
-    return dequantize(integers, scale, zero, store.axis, -top, top, torch.int8).to(dtype)
+    return dequantize(integers, scale, zero, store.axis, -top, top, torch.int8).to(store.dtype)
 
 
 def _flat_weights(owner: nn.RNNBase) -> list[Any]:
     return [getattr(owner, name) for name in owner._flat_weights_names]
 
 
-@cache
-def _stored_class(attributes: tuple[str, ...], cls: type[nn.Module]) -> type[nn.Module]:
-    names: dict[str, Any] = {"float_class": cls, "attributes": attributes, "__module__": cls.__module__}
+def _readers(attributes: tuple[str, ...]) -> dict[str, Any]:
+    """Properties that dequantize what ``forward`` reads."""
+    members: dict[str, Any] = {}
     for attribute in attributes:
         if attribute == "_flat_weights":  # torch sets it anew whenever a recurrent layer moves
-            names[attribute] = property(_flat_weights, lambda owner, value: None)
+            members[attribute] = property(_flat_weights, lambda owner, value: None)
         else:
-            names[attribute] = property(_reader(attribute))
-    return type(cls.__name__, (StoredLayer, cls), {**names, "mixin": StoredLayer, "__qualname__": cls.__qualname__})
+            members[attribute] = property(_reader(attribute))
+    return members
 
 
 def _reader(attribute: str) -> Callable[[nn.Module], Tensor]:
     return lambda owner: _dequantized(owner, attribute)
 
 
-def _rebuild_stored(attributes: tuple[str, ...], function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    module = function(*args)
-    module.__class__ = _stored_class(attributes, type(module))
-    return module
+STORED = register(Role("stored", _stored_forward, _readers))

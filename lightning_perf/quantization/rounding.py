@@ -73,7 +73,7 @@ def round_activation(x: Tensor, scale: float | Tensor, zero: int | Tensor) -> Te
     Example::
 
         >>> round_activation(torch.tensor([0.34, 9.0]), 0.1, 0)
-        tensor([ 0.3000, 9.0000])
+        tensor([0.3000, 9.0000])
     """
     wide = x if x.dtype == torch.float32 else x.float()
     if isinstance(scale, Tensor) or isinstance(zero, Tensor):

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from lightning_perf.quantization.kinds import NORMS
-from lightning_perf.quantization.layers import Layer, float_class, records
+from lightning_perf.quantization.layers import Layer, records
 from lightning_perf.quantization.prepare import fold, preparation
+from lightning_perf.quantization.swapping import float_class
 
 _ADDITIONS = {torch.ops.aten.add, torch.ops.aten.add_}
 _PLAIN_FORWARDS = {
@@ -33,7 +34,8 @@ _OUTSIDE_OF_BACKWARD = -1
 class Watch:
     """Context manager around one real step of a prepared module; at its end the pairs are folded and the costs noted.
 
-    The first step decides, of training or of evaluation; the first step of the other kind confirms.
+    The first step decides, of ``mode`` training or evaluation (by default that of the module); the first step of the other
+    kind confirms.
 
     Example::
 
@@ -46,11 +48,11 @@ class Watch:
         {'0': 162}
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, mode: str | None = None) -> None:
         shared = preparation(module)
         assert shared is not None
         self._module, self._shared = module, shared
-        self._mode = "training" if module.training else "evaluation"
+        self._mode = mode or ("training" if module.training else "evaluation")
         self._running: list[str] = []
         self._norms: list[nn.Module] = []
         self._outputs: dict[int, tuple[weakref.ref[Tensor], Layer, nn.Module]] = {}
@@ -59,6 +61,7 @@ class Watch:
         self._pairs: Counter[tuple[nn.Module, nn.Module]] = Counter()
         self._others: dict[nn.Module, str] = {}
         self._macs: Counter[str] = Counter()
+        self._head = ""
         self._exit = ExitStack()
 
     def __enter__(self) -> Watch:
@@ -88,6 +91,7 @@ class Watch:
 
         def leave(*_: Any) -> None:
             self._running.pop()
+            self._head = name
 
         stack.callback(child.register_forward_pre_hook(enter).remove)
         stack.callback(child.register_forward_hook(leave, always_call=True).remove)
@@ -133,7 +137,7 @@ class Watch:
             if not isinstance(value, Tensor):
                 continue
             reference, _, child = self._outputs.get(id(value), (None, None, None))
-            if reference is not None and reference() is value and not self._norms:
+            if reference is not None and child is not None and reference() is value and not self._norms:
                 self._others[child] = packet.__name__
             known = self._results.get(id(value))
             if known is not None and known[0]() is value and packet in _ADDITIONS and _adds_tensors(args):
@@ -148,7 +152,7 @@ class Watch:
         first = not any(self._shared.watched.values())
         self._shared.watched[self._mode] = True
         if first:
-            self._shared.macs = dict(self._macs)
+            self._shared.macs, self._shared.head = dict(self._macs), self._head
         partners = {child: (norm, times) for (child, norm), times in self._pairs.items()}
         for _, child, layer in records(self._module):
             if child in partners:
@@ -158,7 +162,7 @@ class Watch:
                     layer.part(reason)
                 elif first:
                     fold(layer, norm)
-                layer.confirmed = layer.norm is norm and self._mode == "evaluation"
+                layer.confirmed = layer.norm is norm and self._mode == "evaluation" and not norm.training
             elif layer.norm is not None and self._calls[child]:
                 layer.part(f"its batch norm does not follow it in {self._mode}")
 

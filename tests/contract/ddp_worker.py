@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 import lightning_perf as lp
+from lightning_perf.quantization import preparation
 from tests.contract.modules import images, make
 from tests.contract.rows import ROWS, Row
 
@@ -90,6 +91,27 @@ def check_slowest_rank(folder: Path) -> dict[str, Any]:
     return {"notes": list(profiler.report.notes), "steps": profiler.report.steps}
 
 
+def check_ranges(folder: Path) -> dict[str, Any]:
+    """Ranks see different images, one of them twice as bright: ranges are equal all the same."""
+
+    class Uneven(ns.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            batch[0].mul_(1 + trainer.global_rank)
+
+    callback = lp.QuantizationAwareTraining(freeze_batch_norm=1.0)
+    module = fit([Uneven(), callback], folder)
+    shared = preparation(module)
+    assert shared is not None
+    mine = torch.cat([shared.ranges.low, shared.ranges.high])
+    gathered = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(gathered, mine)
+    return {
+        "equal_ranges": torch.equal(*gathered),
+        "known": all(shared.ranges.known),
+        "weights": ranks_are_equal(module),
+    }
+
+
 def main(out: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out).parent
@@ -100,6 +122,7 @@ def main(out: str) -> None:
         folder / "averaged", lambda: [lp.OptimizerFactory("adamw", ema=0.9), lp.ExactResume()]
     )
     cases["two_optimizers"] = lambda: {"equal_ranks": ranks_are_equal(fit(lp.lossless(), folder, "two_optimizers"))}
+    cases["ranges"] = lambda: check_ranges(folder)
     cases["slowest_rank"] = lambda: check_slowest_rank(folder)
     for name, case in cases.items():
         try:

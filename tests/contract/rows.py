@@ -84,4 +84,10 @@ ROWS = (
         {"class_path": "lightning_perf.ThroughputProfiler", "init_args": {"roofline": False}},
     ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),
+    Row(
+        "QuantizationAwareTraining",
+        lambda: lp.QuantizationAwareTraining(freeze_batch_norm=0.4),
+        None,
+        {"class_path": "lightning_perf.QuantizationAwareTraining", "init_args": {"freeze_batch_norm": 0.4}},
+    ),
 )

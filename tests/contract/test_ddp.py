@@ -84,6 +84,11 @@ def test_resume_with_averaged_weights(results: dict[str, Any]) -> None:
     assert results["resume_averaged"] == {"difference": 0.0, "equal_ranks": True}
 
 
+def test_quantization_ranges_are_equal(results: dict[str, Any]) -> None:
+    """Ranges of activations are those of both ranks together."""
+    assert results["ranges"] == {"equal_ranges": True, "known": True, "weights": True}
+
+
 def test_two_optimizers(results: dict[str, Any]) -> None:
     """Manual optimization with two optimizers under all of ``lossless()``."""
     assert results["two_optimizers"] == {"equal_ranks": True}

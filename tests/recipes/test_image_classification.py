@@ -244,9 +244,9 @@ def test_recipe_imports_nothing_of_the_library() -> None:
 
 
 def test_configs_differ_in_callbacks_only() -> None:
-    configs = {n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("baseline", "lossless", "fast")}
+    configs = {n: yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("baseline", "lossless", "fast", "qat")}
     callbacks = {name: config["trainer"].pop("callbacks") for name, config in configs.items()}
-    assert configs["baseline"] == configs["lossless"] == configs["fast"]
+    assert all(config == configs["baseline"] for config in configs.values())
     assert callbacks["baseline"] == []
     assert [c["class_path"].split(".")[-1] for c in callbacks["lossless"]] == [
         "OptimizerFactory",
@@ -259,6 +259,11 @@ def test_configs_differ_in_callbacks_only() -> None:
     assert callbacks["fast"][-1] == {
         "class_path": "lightning_perf.AutoMixedPrecision",
         "init_args": {"precision": "bf16-mixed"},
+    }
+    assert callbacks["qat"][:-1] == callbacks["lossless"]
+    assert callbacks["qat"][-1] == {
+        "class_path": "lightning_perf.QuantizationAwareTraining",
+        "init_args": {"scheme": "int8"},
     }
 
 
@@ -275,15 +280,16 @@ def test_baseline_is_frozen() -> None:
     assert config["data"]["init_args"]["batch_size"] == 128
 
 
-def test_baseline_runs_in_a_plain_lightning_cli(synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["baseline", "qat"])
+def test_configs_run_in_a_plain_lightning_cli(name: str, synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     monkeypatch.chdir(synthetic.parent)
     monkeypatch.setattr(sys, "argv", ["fit"])  # Lightning warns about other arguments beside args=
-    arguments = ["fit", "--config", str(FOLDER / "baseline.yaml"), "--trainer.fast_dev_run=2"]
+    arguments = ["fit", "--config", str(FOLDER / f"{name}.yaml"), "--trainer.fast_dev_run=2"]
     arguments += [f"--data.init_args.root={synthetic}", "--data.init_args.val_size=10"]
     arguments += ["--data.init_args.batch_size=16", "--trainer.accelerator=cpu"]
     cli = LightningCLI(args=arguments, save_config_callback=None)
-    config = yaml.safe_load((FOLDER / "baseline.yaml").read_text())
+    config = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert f"{type(cli.model).__module__}.{type(cli.model).__name__}" == config["model"]["class_path"]
     assert cli.trainer.global_step == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,14 @@ class Ranges:
         if self.samples is not None:
             self.samples.setdefault(slot, Samples()).add(x)
 
+    def reset(self) -> None:
+        """Make every slot unknown."""
+        self.forget_batch()
+        self.batches.zero_()
+        self.broken.zero_()
+        self.known = [False] * len(self.names)
+        self._refresh()
+
     def forget_batch(self) -> None:
         """Drop what was observed since :meth:`take_in`."""
         self._batch = {}
@@ -101,10 +109,10 @@ class Ranges:
 
     def parameters(self, slot: int, device: torch.device) -> tuple[float | Tensor, int | Tensor]:
         """Scale and zero point of a known slot: numbers on a CPU, tensors elsewhere and while compiling."""
-        if device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._numbers[0][slot], self._numbers[1][slot]
         if self.low.device != device:
             self.move_to(device)
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._numbers[0][slot], self._numbers[1][slot]
         return self._views[0][slot], self._views[1][slot]
 
     def span(self, name: str) -> tuple[float, float] | None:
@@ -113,16 +121,6 @@ class Ranges:
         if not self.known[slot]:
             return None
         return min(float(self.low[slot]), 0.0), max(float(self.high[slot]), 0.0)
-
-    def widths(self) -> Tensor:
-        """The stacked ends (2, slots), such as for a comparison between ranks."""
-        return torch.stack([self.low, self.high])
-
-    def forget(self) -> None:
-        """Make every slot unknown."""
-        averaging, samples = self.averaging, self.samples
-        self.__init__(self.names, averaging)  # type: ignore[misc]
-        self.samples = {} if samples is not None else None
 
     def state(self) -> dict[str, Any]:
         """Everything that is known, as tensors and plain containers."""
@@ -200,8 +198,3 @@ def best_clip(values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor
         if error < best:
             best, ends = error, (low * factor, high * factor)
     return ends
-
-
-def unknown(ranges: Ranges, slots: Iterable[int]) -> bool:
-    """Whether one of the slots has no range yet."""
-    return not all(ranges.known[slot] for slot in slots)

@@ -1,0 +1,162 @@
+"""Post-training quantization: calibrate, measure, and keep in float what the metric cannot spare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Set
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lightning_perf.autopilot.compare import monitored_metric
+from lightning_perf.autopilot.sensitivity import budget_of, grouped, keep_fewest
+from lightning_perf.autopilot.stopwatch import better, pick_metric
+from lightning_perf.host import is_a, namespace_of
+from lightning_perf.quantization.calibrate import calibrating, forward_all
+from lightning_perf.quantization.callback_calibrate import Quantize
+from lightning_perf.quantization.layers import Preparation, records
+from lightning_perf.quantization.listing import entries, lines
+from lightning_perf.quantization.prepare import preparation, prepare, unprepare
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def quantize(
+    module: M,
+    loader: Iterable[Any],
+    *,
+    scheme: str = "int8",
+    ignore: Sequence[str] = (),
+    trainer: Any = None,
+    max_drop: float | str | None = None,
+) -> M:
+    """Quantize a trained module without training: the preparation of :class:`QuantizationAwareTraining`, calibrated.
+
+    A LightningModule is calibrated by its own ``validation_step`` through a Trainer, any other module by calls on the
+    batches: a mapping as keywords, of a tuple as many entries as ``forward`` requires. The module is prepared in place and
+    returned; its weights stay, and :func:`lightning_perf.unprepare` takes everything back.
+
+    With ``max_drop``, the metric that validation logs (the one that a checkpoint or early stopping of ``trainer`` monitors,
+    else ``val_acc`` or ``val_loss``) is measured through the Trainer in float and quantized. If it drops by more, groups of
+    layers are measured one by one, and the fewest stay in float with which the drop is within the budget.
+    ``lightning_perf.quantization.section(module)`` is the account of it, with a plot of the drop by group.
+
+    Args:
+        module: a trained module; it need not be traceable.
+        loader: batches for calibration and for the metric; some hundred samples are enough for the first.
+        scheme: ``int8``, ``int8-dynamic``, ``int8-weight-only``, ``int4`` or ``float8``.
+        ignore: qualified names of layers to leave in float, with ``*`` and ``?``.
+        trainer: whose ``validate`` runs; default: a quiet one on one device.
+        max_drop: largest drop of the metric, in its own units (``0.002``) or as a percentage of its value in float
+            (``"0.5%"``).
+
+    Raises:
+        ValueError: an unknown scheme, a pattern that matches no layer, no layer to quantize, calibration that reaches no
+            layer or meets values that are not finite, or ``max_drop`` without a metric. The module is then as it was.
+
+    Example::
+
+        >>> import lightning_perf as lp
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> lp.quantize(net, [torch.randn(16, 4)]) is net
+        True
+    """
+    before = preparation(module)
+    shared = prepare(module, scheme, ignore=ignore)
+    try:
+        _quantize(module, shared, loader, trainer, max_drop)
+    except BaseException:
+        if before is None:
+            unprepare(module)
+        raise
+    return module
+
+
+def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any, max_drop: float | str | None) -> None:
+    validates = _validates(module)
+    if max_drop is not None and not validates:
+        raise ValueError(
+            f"max_drop={max_drop!r} needs a metric, and {type(module).__name__} has no validation_step that logs one; pass "
+            "a LightningModule with validation, or leave max_drop out."
+        )
+    for _, _, layer in records(module):
+        layer.active = True
+    shared.sensitivity = {}
+    callback = Quantize(module)
+    if not validates:
+        with calibrating(module):
+            forward_all(module, loader)
+    else:
+        trainer = trainer or _quiet_trainer(module)
+
+        def validate() -> dict[str, float]:
+            trainer.callbacks.append(callback)
+            try:
+                logged = trainer.validate(module, loader, verbose=False)
+            finally:
+                trainer.callbacks.remove(callback)
+            return {name: float(value) for one in logged for name, value in one.items()}
+
+        with calibrating(module):
+            in_float = validate()
+        if max_drop is not None:
+            _meet(module, shared, in_float, validate, _metric(trainer, in_float, max_drop), max_drop, callback.say)
+    for line in lines(entries(module)):
+        callback.say(line)
+
+
+def _meet(
+    module: nn.Module,
+    shared: Preparation,
+    in_float: dict[str, float],
+    validate: Callable[[], dict[str, float]],
+    metric: str,
+    max_drop: float | str,
+    say: Callable[[str], None],
+) -> None:
+    """Keep in float what it takes for the metric to stay within its budget."""
+    reference, sign = in_float[metric], 1.0 if better(metric) == "max" else -1.0
+    budget = budget_of(max_drop, reference)
+    layers = {name: layer for name, _, layer in records(module) if layer.known}
+    groups = grouped(list(layers))
+
+    def only(names: Set[str]) -> None:
+        for group, members in groups.items():
+            for name in members:
+                layers[name].active = group in names
+
+    def drop(names: Set[str]) -> float:
+        only(names)
+        return sign * (reference - validate()[metric])
+
+    found = keep_fewest(list(groups), drop, budget)
+    only(set(groups) - set(found.kept))
+    shared.sensitivity = {f"{metric}: drop": dict(found.alone)} if found.alone else {}
+    kept = f"with {', '.join(found.kept)} in float" if found.kept else "with all of them quantized"
+    say(f"{metric} {reference:.6g} in float, drop {found.drop:.3g} {kept} (max_drop={max_drop}, {budget:.3g}).")
+
+
+def _metric(trainer: Any, logged: dict[str, float], max_drop: float | str) -> str:
+    metric = monitored_metric(trainer) or pick_metric(logged)
+    if metric not in logged:
+        raise ValueError(
+            f"max_drop={max_drop!r} needs a metric: {metric!r} is none of what validation logged, {sorted(logged)}; log one "
+            "whose name starts with val, or give trainer a ModelCheckpoint that monitors one."
+        )
+    return metric
+
+
+def _validates(module: nn.Module) -> bool:
+    if not is_a(module, "LightningModule"):
+        return False
+    return type(module).validation_step is not namespace_of(module).LightningModule.validation_step  # type: ignore
+
+
+def _quiet_trainer(module: nn.Module) -> Any:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return namespace_of(module).Trainer(devices=1, **quiet)
