@@ -144,7 +144,8 @@ def measured(name: str, threads: int, folder: Path) -> Report:
     runs: dict[str, Callable[[Sequence[Tensor]], Any]] = {EAGER: lambda tensors: [module(*tensors)]}
     sizes: dict[str, float] = {EAGER: float(sum(4 * p.numel() for p in module.parameters()))}
     if len(NETS[name][1]) == 3:
-        wide = network(name)[0].to(memory_format=torch.channels_last)
+        wide: Any = network(name)[0]
+        wide.to(memory_format=torch.channels_last)
         runs[CHANNELS_LAST] = lambda tensors: [wide(tensors[0].to(memory_format=torch.channels_last))]
         sizes[CHANNELS_LAST] = sizes[EAGER]
     left = dict(artifact.manifest["left_out"])

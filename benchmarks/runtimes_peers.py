@@ -37,7 +37,7 @@ def session(path: Path, threads: int) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda tensors: made.run(None, {"x": tensors[0].numpy()})
+    return lambda tensors: list(made.run(None, {"x": tensors[0].numpy()}))
 
 
 class Reader:
@@ -91,7 +91,7 @@ def nncf_openvino(module: nn.Module, samples: Tensor, folder: Path, threads: int
     import nncf
 
     model = openvino.convert_model(str(float_onnx(module, samples, folder)))
-    kind = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
+    kind: dict[str, Any] = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
     batches = [batch.numpy() for batch in samples.split(8)]
     made = nncf.quantize(model, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, **kind)
     openvino.save_model(made, str(folder / "int8.xml"), compress_to_fp16=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
 from lightning_perf.deploy.pipeline import write_artifact
 from lightning_perf.deploy.quantized_graph import LayerRanges
 from lightning_perf.deploy.source import INT8, NotExportable, Source
+from lightning_perf.quantization.calibrate import calibrating
 from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
 from lightning_perf.quantization.prepare import preparation, prepare, unprepare
 from lightning_perf.quantization.watch import Watch
@@ -70,20 +72,16 @@ def source_of(
 
 
 def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Tensor]]) -> None:
-    """Let a prepared module see the calibration batches; the first one also shows which batch norm follows which layer."""
-    shared = preparation(prepared)
-    assert shared is not None
+    """Let a prepared module see the calibration batches; the first one also shows which batch norm follows which layer.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
     flat = FlatModule(prepared, call)
-    shared.observing, shared.quantizing = True, False
-    for index, tensors in enumerate(calibration):
-        with torch.no_grad():
-            if index:
+    with calibrating(prepared), torch.no_grad():
+        for index, tensors in enumerate(calibration):
+            with nullcontext() if index else Watch(prepared, "evaluation"):
                 flat(*tensors)
-            else:
-                with Watch(prepared):
-                    flat(*tensors)
-        shared.ranges.take_in()
-    shared.observing, shared.quantizing = False, True
 
 
 def _plain_numbers(item: LayerRange) -> LayerRanges:

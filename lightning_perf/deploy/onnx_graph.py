@@ -94,12 +94,23 @@ def layer_of(node: Any) -> str | None:
     The weight's own name comes first: with a batch norm folded in, the exporter says that the norm made the node.
     """
     if len(node.input) > 1 and node.input[1].endswith(_WEIGHT):
-        return node.input[1].removesuffix(_WEIGHT).removeprefix("module.")
+        return _in_users_module(node.input[1].removesuffix(_WEIGHT))
     for item in node.metadata_props:
         if item.key == _SCOPES:
             scopes = ast.literal_eval(item.value)
-            return scopes[-2].removeprefix("module.") if len(scopes) > 1 else None
+            return _in_users_module(scopes[-2]) if len(scopes) > 1 else None
     return None
+
+
+def label_of(node: Any) -> str:
+    """What a node is called in a report: its layer, or its own name where nobody knows the layer."""
+    layer = layer_of(node)
+    return node.name if layer is None else layer
+
+
+def _in_users_module(name: str) -> str:
+    """A name below :class:`~lightning_perf.deploy.call.FlatModule`, which holds the user's module; its own is empty."""
+    return "" if name == "module" else name.removeprefix("module.")
 
 
 def save(model: Any, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_perf.deploy.onnx_graph import OnnxGraph, attribute, layer_of
+from lightning_perf.deploy.onnx_graph import OnnxGraph, attribute, label_of
 
 LAYERS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
 """Operators with a constant weight, and the axis of its output channels (Gemm: with ``transB``)."""
@@ -59,7 +59,7 @@ def plan(graph: OnnxGraph, ranges: Mapping[str, LayerRanges] | None, *, fused_su
     for node in graph.nodes:
         if node.op_type not in LAYERS or node.input[1] not in graph.constants:
             continue
-        name = layer_of(node) or node.name
+        name = label_of(node)
         reason = _why_float(graph, node, name, ranges)
         if reason:
             made.left[name] = reason
@@ -178,7 +178,7 @@ def quantize_graph(
     known = {
         node.input[0]: own
         for node in made.layers
-        if (own := (ranges or {}).get(layer_of(node) or node.name, LayerRanges()).input) is not None
+        if (own := (ranges or {}).get(label_of(node), LayerRanges()).input) is not None
     }
     grids = {tensor: activation_grid(*_range(graph, tensor, observed, known)) for tensor in made.tensors}
     if drop_relu:
@@ -192,7 +192,7 @@ def quantize_graph(
             continue
         renamed = [f"{name}_dq" if name in grids else name for name in node.input]
         if node.name in layers:
-            own = (ranges or {}).get(layer_of(node) or node.name, LayerRanges())
+            own = (ranges or {}).get(label_of(node), LayerRanges())
             nodes += writer.weight(node, renamed, own.weight_scale, grids[node.input[0]][0])
         del node.input[:]
         node.input.extend(renamed)
