@@ -43,6 +43,10 @@ def open_artifact(path: str | Path, variant: str | None = None, *, threads: int 
     if name not in manifest["variants"]:
         raise serve.ArtifactError(f"{path} has no variant {name!r}; it has {sorted(manifest['variants'])}.")
     entry = manifest["variants"][name]
+    if entry["runtime"] not in _OPENERS:
+        raise serve.ArtifactError(
+            f"variant {name!r} ({'; '.join(entry['notes'])}): use lightning_perf.load_artifact(path, module=your_module)."
+        )
     return LoadedArtifact(
         manifest, name, _OPENERS[entry["runtime"]](Path(path, entry["path"]), entry["options"], threads)
     )
@@ -74,13 +78,13 @@ class LoadedArtifact:
 
     def __init__(self, manifest: Mapping[str, Any], variant: str, run: Run) -> None:
         self.manifest, self.variant, self._run = manifest, variant, run
-        self._binder = serve.Binder(dict(manifest["signature"]))
+        self._binder = serve.Binder(dict(manifest["signature"]), lambda name: getattr(torch, name))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the variant; arrays come back where no tensor went in."""
         leaves = self._binder.leaves(args, kwargs)
-        tensors = [value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(value) for value in leaves]
-        self._binder.check([(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in tensors])
+        tensors = [_on_cpu(value) for value in leaves]
+        self._binder.check(tensors)
         with torch.no_grad():
             found = self._run(tensors)
         as_tensors = any(isinstance(value, Tensor) for value in leaves)
@@ -88,6 +92,12 @@ class LoadedArtifact:
 
     def __repr__(self) -> str:
         return f"LoadedArtifact({self.variant!r})"
+
+
+def _on_cpu(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.as_tensor(value)
+    return value if value.device.type == "cpu" and not value.requires_grad else value.detach().cpu()
 
 
 def _open_inductor(path: Path, options: Mapping[str, Any], threads: int | None) -> Run:
