@@ -34,17 +34,27 @@ def export_config(
     Raises:
         ValueError: a config or checkpoint that does not exist, and as :func:`lightning_perf.export`.
     """
+    check_target(Path(path))
+    module, training, validation = restored(config, ckpt_path, overrides)
+    return export(module, training, path, loader=validation, **options)
+
+
+def restored(config: str | Path, ckpt_path: str | Path | None, overrides: Sequence[str]) -> tuple[Any, Any, Any]:
+    """The module of a config with everything that a checkpoint holds, its training loader and its validation loader.
+
+    Raises:
+        ValueError: a config or checkpoint that does not exist.
+    """
     for label, given in (("config", config), ("ckpt_path", ckpt_path)):
         if given is not None and not Path(given).is_file():
             raise ValueError(f"{label} {str(given)!r} does not exist; give the path of a file.")
-    check_target(Path(path))
     settings = ["--config", str(config), "--trainer.logger=false", "--trainer.limit_val_batches=1", *overrides]
     cli: Any = trainer_command(settings, run=False, save_config_callback=None)
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, verbose=False)
     source = cli.datamodule or cli.model
     if cli.datamodule is not None:
         source.setup("fit")
-    return export(cli.model, source.train_dataloader(), path, loader=source.val_dataloader(), **options)
+    return cli.model, source.train_dataloader(), source.val_dataloader()
 
 
 def run(args: Sequence[str]) -> int:

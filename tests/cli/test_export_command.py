@@ -17,13 +17,27 @@ CONFIG = str(ROOT / "recipes/image_classification/baseline.yaml")
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_becomes_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments that point the recipe at a tiny data set."""
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path / "data")
-    data = [f"--data.root={tmp_path / 'data'}", "--data.val_size=8", "--data.batch_size=4", "--data.eval_batch_size=8"]
+    return [f"--data.root={tmp_path / 'data'}", "--data.val_size=8", "--data.batch_size=4", "--data.eval_batch_size=8"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantize_exports_what_it_calibrated(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quantize", "--config", CONFIG, "--output", "q.lpx", "--runtimes", "onnxruntime", "--rounds", "0"]
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--ignore", "net.stem.0", *QUIET, *data])
+    assert done.value.code == 0, capsys.readouterr().err
+    manifest = json.loads(Path("q.lpx/manifest.json").read_text())
+    assert manifest["variants"]["onnxruntime-int8"]["passed"], manifest["variants"]["onnxruntime-int8"]["reason"]
+    assert any("left in float: net.stem.0, because it is ignored" in note for note in manifest["notes"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_becomes_a_folder(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     from recipes.image_classification.module import ImageClassifier
 
     torch.manual_seed(5)
