@@ -2,6 +2,8 @@
 
 from lightning_perf._version import __version__ as __version__
 from lightning_perf.autopilot.compare import compare as compare
+from lightning_perf.autopilot.export import export as export
+from lightning_perf.autopilot.export_load import load_artifact as load_artifact
 from lightning_perf.autopilot.presets import lossless as lossless
 from lightning_perf.autopilot.quantize import quantize as quantize
 from lightning_perf.autopilot.race import race as race

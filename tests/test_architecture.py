@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_perf"
 HOST_LIBRARIES = {"lightning", "pytorch_lightning", "lightning_fabric"}
-OPTIONAL = {"matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "openvino", "onnx", "onnxruntime", "torchao"}
+OPTIONAL = {
+    *("matplotlib", "sklearn", "pytorch_optimizer", "torch_pruning", "torchao", "nncf"),
+    *("openvino", "onnx", "onnxruntime", "onnxscript"),
+}
 FLOORS = {
     "_optional": 0,
     "_version": 0,
@@ -21,6 +24,7 @@ FLOORS = {
     "report": 0,
     "optim": 1,
     "profiling": 1,
+    "deploy": 1,
     "quantization": 1,
     "pruning": 1,
     "host": 2,
@@ -137,7 +141,9 @@ def test_public_names() -> None:
         "ThroughputProfiler",
         "compare",
         "count_macs",
+        "export",
         "list_optimizers",
+        "load_artifact",
         "load_pruned",
         "lossless",
         "measure_flops",

@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_perf
-from lightning_perf.cli import compare_command, profile_command, race_command
+from lightning_perf.cli import compare_command, export_command, profile_command, quantize_command, race_command
 from lightning_perf.cli.trainer_cli import trainer_command
 
-_COMMANDS = {"compare": compare_command.run, "profile": profile_command.run, "race": race_command.run}
+_COMMANDS = {
+    "compare": compare_command.run,
+    "export": export_command.run,
+    "profile": profile_command.run,
+    "quantize": quantize_command.run,
+    "race": race_command.run,
+}
 _USAGE = """usage: lightning-perf COMMAND [options]
 
 Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf COMMAND --help` lists every option):
@@ -23,8 +29,12 @@ Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf
 Commands of lightning_perf:
   compare     fit several configs, interleaved, and report each beside the first:
               lightning-perf compare --config baseline.yaml --config fast.yaml
+  export      write a folder that runs in other runtimes, every variant checked and timed:
+              lightning-perf export --config my.yaml --ckpt_path best.ckpt --output model.lpx
   profile     train some steps and report where the time goes and what to switch on:
               lightning-perf profile --config my.yaml --html profile.html
+  quantize    quantize without training, within a budget for the metric, and export:
+              lightning-perf quantize --config my.yaml --ckpt_path best.ckpt --max_drop 0.5%
   race        race optimizers, learning rates and schedules against the module's own:
               lightning-perf race --config my.yaml --budget 10m --metric val_acc
 

@@ -1,0 +1,178 @@
+"""``export``: a module to a folder of runtimes, each proven equal and timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_perf.autopilot.compare import quality_of
+from lightning_perf.autopilot.export_inputs import arguments_of, batches_of
+from lightning_perf.autopilot.export_source import copy_with, source_of, write_child
+from lightning_perf.autopilot.stopwatch import better, pick_metric
+from lightning_perf.deploy import parts
+from lightning_perf.deploy.artifact import Artifact, check_target
+from lightning_perf.deploy.call import Call, describe_call
+from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
+from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable
+from lightning_perf.deploy.trial import METRIC
+from lightning_perf.host import is_a, namespace_of
+from lightning_perf.report import Quantity
+
+_log = logging.getLogger(__name__)
+
+Metric = Callable[[Callable[..., Any]], float]
+
+
+def export(
+    module: nn.Module,
+    batch_or_inputs: Any,
+    path: str | Path,
+    *,
+    runtimes: str | Sequence[str] = "auto",
+    precisions: Sequence[str] = PRECISIONS,
+    method: str = "forward",
+    loader: Any = None,
+    metric: str | Metric | None = None,
+    max_drop: float | None = None,
+    calibration_batches: int = 8,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 9,
+    tolerance: Mapping[str, float] | None = None,
+) -> Artifact:
+    """Write a folder that runs ``module`` in other runtimes, and report which of them is right and how fast.
+
+    Every variant is compared with the module over successive calls and several batch sizes, has to leave the module's
+    parameters alone, and is timed beside the eager module and all other variants. The module itself is not changed. A module
+    that went through `QuantizationAwareTraining` or `quantize` keeps its ranges in int8; for another one they come from the
+    inputs that are given here.
+
+    Args:
+        module: a LightningModule or any module.
+        batch_or_inputs: a loader, one batch as it gives them, or a dictionary of the call's arguments by name. The more
+            samples, the better the ranges of int8.
+        path: the folder to write; an older artefact there is replaced once the new one is complete.
+        runtimes: names among onnxruntime, openvino, inductor, parts, compile and stored; or ``"auto"``: the first three as
+            far as they are installed, and where none can take the module, the others in this order, saying what is lost.
+        precisions: among fp32, bf16, int8.
+        method: the entry point whose call is exported.
+        loader: validation batches, to measure the metric through every variant.
+        metric: with ``loader``: the name that ``validation_step`` logs (default ``val_acc``, ``val_loss``, ...). Without:
+            a function that gets a callable of the module's signature and returns a number.
+        max_drop: a variant whose metric is worse by more than this does not pass.
+        calibration_batches: batches that are read when a loader is given.
+        batches: batch sizes to time.
+        rounds: rounds of the timing; 0 times nothing.
+        tolerance: accepted relative error of outputs by precision; default 0.001, 0.05 and 0.1.
+
+    Raises:
+        ValueError: an unknown name, inputs that fit no call, a path that is taken, NaN in weights or ranges.
+        ImportError: a runtime that was asked for by name is missing.
+        NotExportable: no runtime can take the module.
+
+    Example::
+
+        >>> import lightning_perf as lp, torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> made = lp.export(net, torch.randn(64, 8), "net.lpx", runtimes="onnxruntime", rounds=0)
+        >>> sorted(made.manifest["variants"])
+        ['onnxruntime-fp32', 'onnxruntime-int8']
+        >>> lp.load_artifact("net.lpx")(torch.randn(3, 8)).shape
+        torch.Size([3, 2])
+    """
+    names, _ = choose_runtimes(runtimes)
+    wanted = check_precisions(precisions)
+    check_target(Path(path))
+    given = batches_of(batch_or_inputs, calibration_batches)
+    (args, kwargs), how = arguments_of(module, given[0], method)
+    call = describe_call(module, args, kwargs, method)
+    calibration = [call.leaves(*arguments_of(module, batch, method)[0]) for batch in given]
+    calibration = [[tensor.detach().cpu() for tensor in tensors] for tensors in calibration]
+    source, words, missing = source_of(module, call, calibration, wanted)
+    measured, row = _metric(module, call, loader, metric)
+    write = partial(
+        write_artifact,
+        source,
+        path,
+        builders={parts.NAME: partial(parts.build, write_child=partial(write_child, source))},
+        precisions=[precision for precision in wanted if precision not in missing],
+        batches=batches,
+        rounds=rounds,
+        tolerance=tolerance,
+        metric=measured,
+        metric_row=row,
+        max_drop=max_drop,
+        title=f"{type(module).__name__}.{method}",
+        facts={"call": how, "module": f"{type(module).__module__}.{type(module).__qualname__}"},
+    )
+    left_out = {f"{runtime}-{INT8}": reason for reason in missing.values() for runtime in names}
+    notes = [f"The call: {how}.", *words]
+    made = _first_that_works(write, runtimes, left_out, notes)
+    _log.info("export: %s; best for one sample: %s", made.path, made.best)
+    return made
+
+
+def _first_that_works(
+    write: Callable[..., Artifact], runtimes: str | Sequence[str], left_out: dict[str, str], notes: Sequence[str]
+) -> Artifact:
+    """The whole module; else its largest parts; else its weights for torch.compile; else a smaller file of them.
+
+    Runtimes that were asked for by name are not replaced by others.
+    """
+    steps = [runtimes] if runtimes != "auto" else [runtimes, parts.NAME, *PYTHON]
+    reasons: dict[str, str] = {}
+    for step in steps:
+        try:
+            return write(runtimes=step, left_out=left_out | reasons, notes=notes)
+        except NotExportable as error:
+            reasons["the whole module" if step == "auto" else str(step)] = str(error)
+    raise NotExportable("; ".join(reasons.values()))
+
+
+def _metric(module: nn.Module, call: Call, loader: Any, metric: str | Metric | None) -> tuple[Metric | None, Quantity]:
+    """A function that measures a callable, and the row it is shown in."""
+    if callable(metric):
+        label = getattr(metric, "__name__", "metric")
+        return metric, dataclasses.replace(METRIC, label=label, better="lower" if better(label) == "min" else "higher")
+    if loader is None:
+        if metric is not None:
+            raise ValueError(f"metric={metric!r} needs the validation batches that it is measured on; pass loader=.")
+        return None, METRIC
+    if not is_a(module, "LightningModule"):
+        raise ValueError(
+            f"loader= needs a LightningModule and this is {type(module).__name__}; pass a function as metric."
+        )
+    measured = _ValidationMetric(module, call.method, loader, metric)
+    return measured, dataclasses.replace(quality_of(measured.name, None), key=METRIC.key, label=f"{measured.name}")
+
+
+class _ValidationMetric:
+    """What the module's own ``validation_step`` logs while its entry point is an artefact."""
+
+    def __init__(self, module: nn.Module, method: str, loader: Any, name: str | None) -> None:
+        self.module, self.method, self.loader = module, method, loader
+        logged = self._validate(getattr(module, method))
+        self.name = name or pick_metric(logged)
+        if self.name not in logged:
+            raise ValueError(f"metric={self.name!r} is not logged in validation; logged are {sorted(logged)}.")
+
+    def __call__(self, run: Callable[..., Any]) -> float:
+        assert self.name is not None
+        return float(self._validate(run)[self.name])
+
+    def _validate(self, run: Callable[..., Any]) -> Mapping[str, float]:
+        trainer = namespace_of(self.module).Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        clone = copy_with(self.module, self.method, run)
+        return trainer.validate(clone, dataloaders=self.loader, verbose=False)[0]

@@ -1,0 +1,124 @@
+"""From what a user has at hand, a loader or a batch, to the arguments of the call that is exported."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_perf.host import preserved_rng
+from lightning_perf.host.dry_run import iter_is_self, peek
+
+_STEPS = ("validation_step", "test_step", "predict_step", "training_step")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Seen(Exception):
+    """Ends a step as soon as the call was seen; private, so that no other exception is taken for it."""
+
+
+def batches_of(batch_or_inputs: Any, count: int) -> list[Any]:
+    """The first ``count`` batches of a loader; a list of one for anything else.
+
+    Raises:
+        ValueError: a loader that can be read only once, or one that is empty.
+    """
+    if isinstance(batch_or_inputs, Tensor | Mapping | list | tuple) or not hasattr(batch_or_inputs, "__iter__"):
+        return [batch_or_inputs]
+    if iter_is_self(batch_or_inputs):
+        peek(batch_or_inputs)  # says what is wrong with it
+    with preserved_rng():
+        found = list(islice(iter(batch_or_inputs), count))
+    if not found:
+        raise ValueError(f"{type(batch_or_inputs).__name__} has no batch; export needs one as an example.")
+    return found
+
+
+def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tuple[Arguments, str]:
+    """Arguments of ``module.method`` in ``batch``, and one sentence on how they were found.
+
+    A dictionary whose keys are parameters of the method is taken as its arguments; a tensor as its only one. For other
+    batches the module's own steps are asked: a silent copy runs ``validation_step`` (else test, predict, training) until it
+    makes the call. Last comes the shape of the batch: as many items as the method has parameters, or its first item.
+
+    Raises:
+        ValueError: nothing fits; the message says what was tried.
+    """
+    entry = getattr(module, method, None)
+    if not callable(entry):
+        raise ValueError(f"method={method!r}: {type(module).__name__} has no method of that name.")
+    signature = inspect.signature(entry)
+    if isinstance(batch, Tensor):
+        return ((batch,), {}), f"{method}(batch)"
+    if isinstance(batch, Mapping) and batch.keys() <= signature.parameters.keys() and _binds(signature, (), batch):
+        return ((), dict(batch)), f"{method}() with the batch's entries as arguments"
+    tried = []
+    for step in _STEPS:
+        if callable(getattr(module, step, None)):
+            found = _recorded(module, step, batch, method)
+            if isinstance(found, tuple):
+                return found, f"{method}() as {step} calls it"
+            tried.append(f"{step}: {found}")
+    for arguments, words in _shapes(batch, method):
+        if _binds(signature, arguments, {}) and _runs(module, method, arguments):
+            return (arguments, {}), words
+        tried.append(words)
+    raise ValueError(
+        f"no call of {type(module).__name__}.{method}{signature} could be made of a {type(batch).__name__} (tried "
+        f"{'; '.join(tried)}). Pass a dictionary of its arguments by name."
+    )
+
+
+def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _shapes(batch: Any, method: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+    if isinstance(batch, list | tuple) and batch:
+        yield tuple(batch), f"{method}(*batch)"
+        yield (batch[0],), f"{method}(batch[0])"
+    yield (batch,), f"{method}(batch)"
+
+
+def _runs(module: nn.Module, method: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether the module accepts the arguments: whatever it raises says no."""
+    clone = copy.deepcopy(module).eval()
+    try:
+        with preserved_rng(), torch.no_grad():
+            getattr(clone, method)(*arguments)
+    except Exception:
+        return False
+    return True
+
+
+def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Arguments | str:
+    """What ``step`` calls the method with, or why it did not come to that."""
+    clone: Any = copy.deepcopy(module).eval()
+    seen: list[Arguments] = []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        seen.append((args, kwargs))
+        raise _Seen
+
+    vars(clone).update({name: lambda *args, **kwargs: None for name in ("log", "log_dict", "print")})
+    vars(clone)[method] = record
+    function = getattr(clone, step)
+    takes_index = len(inspect.signature(function).parameters) > 1
+    try:
+        with preserved_rng(), torch.no_grad():
+            function(copy.deepcopy(batch), 0) if takes_index else function(copy.deepcopy(batch))
+    except _Seen:
+        return seen[0]
+    except Exception as error:  # a step that needs a Trainer, say; the next way is tried, and this is in the message
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    return f"it does not call {method}"

@@ -1,0 +1,123 @@
+"""The forms of a user's module that runtimes need: float weights, weights on their integer grid, Q/DQ, ranges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_perf.deploy import inductor, onnx_runtime, openvino
+from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
+from lightning_perf.deploy.pipeline import write_artifact
+from lightning_perf.deploy.quantized_graph import LayerRanges
+from lightning_perf.deploy.source import INT8, NotExportable, Source
+from lightning_perf.quantization.calibrate import calibrating
+from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
+from lightning_perf.quantization.prepare import preparation, prepare, unprepare
+from lightning_perf.quantization.watch import Watch
+
+STATIC = "int8"
+
+
+def source_of(
+    module: nn.Module, call: Call, calibration: Sequence[Sequence[Tensor]], precisions: Sequence[str]
+) -> tuple[Source, list[str], dict[str, str]]:
+    """The forms of ``module``, what a reader has to know of them, and the precisions that there are not, with reasons.
+
+    A module that was prepared (`QuantizationAwareTraining`, `quantize`) keeps its ranges. Another one is prepared here, on
+    a copy, and its ranges are those of the calibration batches.
+
+    Raises:
+        ValueError: weights or ranges that are not finite.
+    """
+    plain = unprepare(frozen_copy(module))
+    source = Source(call, plain, calibration=calibration)
+    if INT8 not in precisions:
+        return source, [], {}
+    shared = preparation(module)
+    notes = []
+    if shared is None:
+        prepared = frozen_copy(module)
+        try:
+            shared = prepare(prepared, STATIC)
+        except ValueError as error:
+            return source, [], {INT8: str(error)}
+        calibrate(prepared, call, calibration)
+        count = sum(_batch(tensors, call) for tensors in calibration)
+        notes.append(
+            f"int8: the module was not prepared, so its ranges are those of {count} samples of the given inputs. For better "
+            "ones pass a loader, or use lightning_perf.quantize or QuantizationAwareTraining first."
+        )
+    else:
+        prepared = frozen_copy(module)
+    if shared.scheme.name != STATIC:
+        why = f"runtimes need static ranges and the module is prepared as {shared.scheme.name}; prepare it as 'int8'"
+        return replace(source, prepared=prepared), notes, {INT8: why}
+    notes += [f"left in float: {name}, because {reason}" for name, reason in shared.left.items()]
+    made = replace(
+        source,
+        prepared=prepared,
+        on_grid=folded_float(prepared),
+        integer=to_qdq(prepared),
+        ranges={name: _plain_numbers(item) for name, item in ranges(prepared).items()},
+    )
+    return made, notes, {}
+
+
+def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Tensor]]) -> None:
+    """Let a prepared module see the calibration batches; the first one also shows which batch norm follows which layer.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    flat = FlatModule(prepared, call)
+    with calibrating(prepared), torch.no_grad():
+        for index, tensors in enumerate(calibration):
+            with nullcontext() if index else Watch(prepared, "evaluation"):
+                flat(*tensors)
+
+
+def _plain_numbers(item: LayerRange) -> LayerRanges:
+    return LayerRanges(item.weight_scale.detach().cpu().numpy(), item.input, item.output)
+
+
+def _batch(tensors: Sequence[Tensor], call: Call) -> int:
+    return next((t.size(0) for t, has in zip(tensors, call.batched, strict=True) if has), 1)
+
+
+def write_child(
+    source: Source, name: str, call: Call, calibration: Sequence[Sequence[Tensor]], precision: str, folder: Path
+) -> None:
+    """The artefact of one part of a module: of its prepared form, where there is one.
+
+    Raises:
+        NotExportable: no runtime can take it at this precision.
+    """
+    parent = source.prepared if precision == INT8 and source.prepared is not None else source.plain
+    made, notes, missing = source_of(parent.get_submodule(name), call, calibration, [precision])
+    if missing:
+        raise NotExportable(f"{name}: {missing[precision]}")
+    light = [runtime for runtime in (onnx_runtime.NAME, openvino.NAME) if find_spec(runtime) is not None]
+    write_artifact(
+        made,
+        folder,
+        runtimes=light or [inductor.NAME],  # Inductor compiles for minutes, and a module may have many parts
+        precisions=[precision],
+        rounds=3,
+        batches=[call.batch_size or 1],
+        notes=notes,
+    )
+
+
+def copy_with(module: nn.Module, method: str, run: Any) -> Any:
+    """A copy of the user's module in which ``method`` is an artefact."""
+    clone = copy.deepcopy(module).eval()
+    vars(clone)[method] = run
+    return clone

@@ -1,0 +1,98 @@
+"""``lightning-perf export``: the module of a config and a checkpoint, as a folder that runs in other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_perf.autopilot.compare import check_outputs
+from lightning_perf.autopilot.export import export
+from lightning_perf.cli.outputs import show
+from lightning_perf.cli.trainer_cli import trainer_command
+from lightning_perf.deploy.artifact import Artifact, check_target
+from lightning_perf.deploy.pipeline import check_precisions, choose_runtimes
+from lightning_perf.deploy.source import PRECISIONS
+
+
+def export_config(
+    config: str | Path, ckpt_path: str | Path | None, path: str | Path, *, overrides: Sequence[str] = (), **options: Any
+) -> Artifact:
+    """Export the module of a LightningCLI config with the weights of a checkpoint, and measure its metric in every runtime.
+
+    The config's Trainer validates one batch first: that is how weights, and what callbacks keep in the checkpoint (such as
+    the ranges of quantization-aware training), come back. int8 is calibrated on training batches.
+
+    Args:
+        config: path of a YAML file that ``lightning-perf fit --config`` accepts.
+        ckpt_path: a checkpoint of that config; None exports the weights as they are initialised.
+        path: the folder to write.
+        overrides: further arguments of ``fit``.
+        options: as for :func:`lightning_perf.export`.
+
+    Raises:
+        ValueError: a config or checkpoint that does not exist, and as :func:`lightning_perf.export`.
+    """
+    check_target(Path(path))
+    module, training, validation = restored(config, ckpt_path, overrides)
+    return export(module, training, path, loader=validation, **options)
+
+
+def restored(config: str | Path, ckpt_path: str | Path | None, overrides: Sequence[str]) -> tuple[Any, Any, Any]:
+    """The module of a config with everything that a checkpoint holds, its training loader and its validation loader.
+
+    Raises:
+        ValueError: a config or checkpoint that does not exist.
+    """
+    for label, given in (("config", config), ("ckpt_path", ckpt_path)):
+        if given is not None and not Path(given).is_file():
+            raise ValueError(f"{label} {str(given)!r} does not exist; give the path of a file.")
+    settings = ["--config", str(config), "--trainer.logger=false", "--trainer.limit_val_batches=1", *overrides]
+    cli: Any = trainer_command(settings, run=False, save_config_callback=None)
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, verbose=False)
+    source = cli.datamodule or cli.model
+    if cli.datamodule is not None:
+        source.setup("fit")
+    return cli.model, source.train_dataloader(), source.val_dataloader()
+
+
+def run(args: Sequence[str]) -> int:
+    """The command: parse ``args``, export, print the table, write the files that were asked for."""
+    parser = argparse.ArgumentParser("lightning-perf export", description=export_config.__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--config", required=True, help="a YAML file that `lightning-perf fit` accepts")
+    parser.add_argument("--ckpt_path", help="a checkpoint of that config")
+    parser.add_argument("--output", default="model.lpx", help="the folder to write (default model.lpx)")
+    parser.add_argument("--runtimes", nargs="+", help="among onnxruntime, openvino, inductor (default: all installed)")
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help="among fp32, bf16, int8")
+    parser.add_argument("--method", default="forward", help="the entry point to export")
+    parser.add_argument("--metric", help="name that the module logs in validation")
+    parser.add_argument(
+        "--max_drop", type=float, help="a variant whose metric is worse by more than this does not pass"
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of the timing; 0 times nothing")
+    parser.add_argument("--html", help="write a self-contained page here")
+    parser.add_argument("--json", help="write the report with raw samples here")
+    known, overrides = parser.parse_known_args(args)
+    try:
+        check_outputs(known.html, known.json)
+        choose_runtimes(known.runtimes or "auto")
+        check_precisions(known.precisions)
+        made = export_config(
+            known.config,
+            known.ckpt_path,
+            known.output,
+            overrides=overrides,
+            runtimes=known.runtimes or "auto",
+            precisions=known.precisions,
+            method=known.method,
+            metric=known.metric,
+            max_drop=known.max_drop,
+            rounds=known.rounds,
+        )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        parser.error(str(error))
+    assert made.report is not None
+    show(made.report, json=known.json, html=known.html)
+    print(f"{made.path}: the fastest that passed for one sample is {made.best}")
+    return 0

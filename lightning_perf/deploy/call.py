@@ -1,0 +1,237 @@
+"""What a call of the user's module looks like: its signature, its tensors, and a flat module that exporters can trace."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_perf.deploy.serve import gather, rebuild
+
+_CONSTANTS = (bool, int, float, str, type(None))
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One entry point of a module with example inputs.
+
+    ``parameters`` are the parameters that the example gave, ``inputs`` the structure of each, ``tensors`` the example's
+    tensors in order, ``names`` theirs. ``batched`` says which tensors have the batch in their first dimension (none:
+    the batch size is fixed), ``outputs`` is the structure of the result.
+    """
+
+    method: str
+    parameters: tuple[tuple[str, str], ...]
+    inputs: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    outputs: Any
+    output_count: int
+    batched: tuple[bool, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def batch_size(self) -> int | None:
+        """Batch size of the example; None where no tensor has a batch."""
+        return next((t.size(0) for t, has in zip(self.tensors, self.batched, strict=True) if has), None)
+
+    def at(self, size: int, tensors: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """The example's tensors (or ``tensors``), cut or repeated to a batch of ``size``."""
+        source = self.tensors if tensors is None else tensors
+        return [
+            tensor[torch.arange(size) % tensor.size(0)].contiguous() if has else tensor
+            for tensor, has in zip(source, self.batched, strict=True)
+        ]
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The parameters that the example gave."""
+        return inspect.Signature(
+            [inspect.Parameter(name, getattr(inspect.Parameter, kind)) for name, kind in self.parameters]
+        )
+
+    def make(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        """Make the call on a module, with these tensors in the places of the example's."""
+        values: Any = {name: rebuild(spec, tensors) for name, spec in self.inputs.items()}
+        arguments = inspect.BoundArguments(self.signature, values)
+        entry = module if self.method == "forward" else getattr(module, self.method)
+        return entry(*arguments.args, **arguments.kwargs)
+
+    def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The tensors of another call of the same structure."""
+        bound = self.signature.bind(*args, **kwargs).arguments
+        found: list[Any] = [None] * len(self.tensors)
+        for name, spec in self.inputs.items():
+            gather(spec, bound[name], found, name)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The signature as the manifest keeps it."""
+        return {
+            "method": self.method,
+            "parameters": [{"name": name, "kind": kind} for name, kind in self.parameters],
+            "inputs": dict(self.inputs),
+            "tensors": [
+                {
+                    "name": name,
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "shape": [BATCH if has and not index else size for index, size in enumerate(tensor.shape)],
+                }
+                for name, tensor, has in zip(self.names, self.tensors, self.batched, strict=True)
+            ],
+            "outputs": self.outputs,
+        }
+
+
+class FlatModule(nn.Module):
+    """A module whose call takes the tensors one by one and returns a tuple of tensors."""
+
+    def __init__(self, module: nn.Module, call: Call) -> None:
+        super().__init__()
+        self.module = module
+        self._call = call
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Rebuild the user's call, make it, and take the result apart."""
+        leaves: list[Tensor] = []
+        take_apart(self._call.make(self.module, tensors), leaves, "the output")
+        return tuple(leaves)
+
+
+def take_apart(value: Any, leaves: list[Tensor], where: str) -> Any:
+    """The structure of ``value`` as plain data; its tensors are appended to ``leaves``.
+
+    Raises:
+        ValueError: something that is neither a tensor nor a list, tuple, dict or constant.
+    """
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return {"tensor": len(leaves) - 1}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"{where} has the key {key!r}; only strings can be kept, rename it in a wrapper method."
+                )
+        return {"dict": {key: take_apart(item, leaves, f"{where}[{key!r}]") for key, item in value.items()}}
+    if isinstance(value, list | tuple):
+        items = [take_apart(item, leaves, f"{where}[{index}]") for index, item in enumerate(value)]
+        return {"list" if isinstance(value, list) else "tuple": items}
+    if isinstance(value, _CONSTANTS):
+        return {"const": value}
+    raise ValueError(
+        f"{where} is a {type(value).__name__}; tensors, lists, tuples, dicts and plain constants can be exported. Write a "
+        "method that takes and returns those, and export it with method='its_name'."
+    )
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched."""
+    return copy.deepcopy(module).eval().cpu().requires_grad_(False)
+
+
+def describe_call(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, method: str = "forward"
+) -> Call:
+    """Run ``module`` on the example and note what goes in and what comes out.
+
+    A tensor whose first dimension is the batch (the most common first dimension of the inputs) may have any batch size if
+    the module agrees: it is tried on another size.
+
+    Raises:
+        ValueError: no such method, no tensor among the inputs or outputs, or a structure that cannot be kept.
+    """
+    entry = getattr(module, method, None)
+    if not callable(entry):
+        raise ValueError(f"method={method!r}: {type(module).__name__} has no method of that name.")
+    bound = inspect.signature(entry).bind(*args, **(kwargs or {}))
+    tensors: list[Tensor] = []
+    inputs = {name: take_apart(value, tensors, name) for name, value in bound.arguments.items()}
+    parameters = _kinds(bound)
+    tensors = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    if not tensors:
+        raise ValueError(f"the example inputs hold no tensor, only {sorted(inputs)}; pass what forward takes.")
+    rough = Call(method, parameters, inputs, tuple(tensors), _names(inputs, len(tensors)), None, 0, _batched(tensors))
+    copied = frozen_copy(module)
+    leaves: list[Tensor] = []
+    with torch.no_grad():
+        outputs = take_apart(rough.make(copied, tensors), leaves, "the output")
+    if not leaves:
+        raise ValueError(f"{method}() returned no tensor; export a method that returns its result.")
+    made = _replace(rough, outputs=outputs, output_count=len(leaves))
+    reason = _fixed_batch(FlatModule(copied, made), made, leaves)
+    if reason is None:
+        return made
+    note = f"the batch size is fixed at {made.batch_size}: {reason}" if made.batch_size is not None else reason
+    return _replace(made, batched=(False,) * len(tensors), notes=(note,))
+
+
+def _kinds(bound: inspect.BoundArguments) -> tuple[tuple[str, str], ...]:
+    """Name and kind of each given parameter; behind one that was left out, only the name can say which it is."""
+    found, gap = [], False
+    for name, parameter in bound.signature.parameters.items():
+        if name not in bound.arguments:
+            gap = True
+            continue
+        by_name = gap and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        found.append((name, "KEYWORD_ONLY" if by_name else parameter.kind.name))
+    return tuple(found)
+
+
+def _replace(call: Call, **changes: Any) -> Call:
+    return Call(**(vars(call) | changes))
+
+
+def _batched(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
+    sizes = Counter(tensor.size(0) for tensor in tensors if tensor.ndim)
+    size = sizes.most_common(1)[0][0] if sizes else None
+    return tuple(bool(tensor.ndim) and tensor.size(0) == size for tensor in tensors)
+
+
+def _names(inputs: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """A readable, unique name per tensor: the parameter's, with a path behind it where it holds several."""
+    found: list[str] = [""] * count
+
+    def visit(spec: Any, name: str) -> None:
+        kind, content = next(iter(spec.items()))
+        if kind == "tensor":
+            found[content] = name
+        elif kind == "dict":
+            for key, inner in content.items():
+                visit(inner, f"{name}_{key}")
+        elif kind in {"list", "tuple"}:
+            for index, inner in enumerate(content):
+                visit(inner, f"{name}_{index}")
+
+    for name, spec in inputs.items():
+        visit(spec, name)
+    clashes = {name for name, number in Counter(found).items() if number > 1}
+    return tuple(f"{name}_{index}" if name in clashes else name for index, name in enumerate(found))
+
+
+def _fixed_batch(flat: FlatModule, call: Call, outputs: Sequence[Tensor]) -> str | None:
+    """Why the batch size cannot vary; None where a smaller and a larger batch work and the outputs follow."""
+    size = call.batch_size
+    if size is None:
+        return "no input has a batch dimension"
+    for other in (1, size + 1):
+        try:
+            with torch.no_grad():
+                made = flat(*call.at(other))
+        except Exception as error:
+            return f"with {other} the module raises {type(error).__name__}: {_first_line(error)}"
+        for index, (one, example) in enumerate(zip(made, outputs, strict=True)):
+            if example.ndim and example.size(0) == size and one.size(0) != other:
+                return f"with {other} output {index} has the leading size {one.size(0)}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,76 @@
+"""The module as an ONNX graph: float, or with Q/DQ where a runtime folds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lightning_perf._optional import require
+from lightning_perf.deploy.calibrate import observe
+from lightning_perf.deploy.call import BATCH
+from lightning_perf.deploy.onnx_graph import OnnxGraph, pool_means
+from lightning_perf.deploy.quantized_graph import Plan, quantize_graph
+from lightning_perf.deploy.shortcuts import convolve_shortcuts
+from lightning_perf.deploy.source import INT8, NotExportable, Source, exported_program, first_line, quiet
+
+
+def float_graph(source: Source, precision: str) -> Any:
+    """The float ONNX model for a precision; batch norms are folded by the exporter.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+        NotExportable: the module cannot be traced, or an operator has no ONNX form.
+    """
+    require("onnxscript", extra="deploy", purpose="exporting to ONNX Runtime and OpenVINO")
+    call = source.call
+    program = exported_program(source.float_form(precision), call)
+    try:
+        with quiet():
+            made = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                input_names=list(call.names),
+                output_names=[f"output_{index}" for index in range(call.output_count)],
+                verbose=False,
+            )
+    except Exception as error:
+        raise NotExportable(f"no ONNX form ({first_line(error)})") from error
+    assert made is not None
+    return _whole_proto(made.model_proto)
+
+
+def _whole_proto(model: Any) -> Any:
+    """Names for every node, so that they can be told apart, and the batch by its name."""
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{index}"
+    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
+    for item in (*model.graph.input, *model.graph.output):
+        for dimension in item.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = BATCH
+    return model
+
+
+def integer_graph(source: Source, model: Any, *, fused_sum: bool) -> Plan:
+    """Insert Q/DQ into a float graph in place.
+
+    Raises:
+        ValueError: nothing can be quantized, a range is not finite, no calibration inputs.
+    """
+    graph = OnnxGraph(model)
+    convolve_shortcuts(graph)
+    pool_means(graph)
+    names = source.call.names
+    feeds = [{name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)} for batch in source.calibration]
+    return quantize_graph(graph, observe(model, feeds), source.ranges, fused_sum=fused_sum)
+
+
+def graph_for(source: Source, precision: str, *, fused_sum: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """The ONNX model of a precision, and what has to be said about it."""
+    model = float_graph(source, precision)
+    if precision != INT8:
+        return model, ()
+    plan = integer_graph(source, model, fused_sum=fused_sum)
+    return model, tuple(f"{name} left in float: {reason}" for name, reason in plan.left.items())

@@ -1,0 +1,61 @@
+"""Variants for OpenVINO on the CPU: fp32, bf16 and int8, the last one with its float rest in float32 or bfloat16."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning_perf._optional import require
+from lightning_perf.deploy.onnx_export import graph_for
+from lightning_perf.deploy.onnx_graph import save
+from lightning_perf.deploy.onnx_runtime import opener
+from lightning_perf.deploy.serve import open_openvino
+from lightning_perf.deploy.source import BF16, FP32, INT8, NotExportable, Source
+from lightning_perf.deploy.variant import Variant
+from lightning_perf.hardware import bfloat16_is_native
+
+NAME = "openvino"
+_HINT = "INFERENCE_PRECISION_HINT"
+
+
+def build(source: Source, precision: str, folder: Path) -> list[Variant]:
+    """Write ``openvino-PRECISION/model.xml`` and ``.bin`` below ``folder``.
+
+    Raises:
+        ImportError: OpenVINO is missing.
+        NotExportable: bf16 on a processor without it, or a module that has no ONNX form.
+    """
+    runtime = require("openvino", extra="deploy", purpose="exporting to OpenVINO")
+    if precision == BF16 and not bfloat16_is_native():
+        raise NotExportable("this processor has no bfloat16 arithmetic; bf16 would be slower than fp32")
+    model, notes = graph_for(source, precision, fused_sum=True)
+    name = f"{NAME}-{precision}"
+    (folder / name).mkdir()
+    path = folder / name / "model.xml"
+    # bfloat16 keeps 8 bits of a weight and float16 11: halving the file loses nothing that bf16 would have kept.
+    runtime.save_model(_read(runtime, model, folder / name), str(path), compress_to_fp16=precision == BF16)
+    # The graph is written with an indentation that outweighs the weights of a small network.
+    path.write_text(re.sub(r">\s+<", "><", path.read_text(encoding="utf-8")), encoding="utf-8")
+    hints = {FP32: ["f32"], BF16: ["bf16"], INT8: ["f32", "bf16"] if bfloat16_is_native() else ["f32"]}[precision]
+    files = (f"{name}/model.xml", f"{name}/model.bin")
+    made = []
+    for hint in hints:
+        rest = precision == INT8 and hint == "bf16"
+        options = {_HINT: hint}
+        words = (*notes, "what is not int8 runs in bfloat16") if rest else notes
+        label = f"{name}-bf16" if rest else name
+        made.append(
+            Variant(label, NAME, precision, files[0], files, opener(open_openvino, path, options), options, words)
+        )
+    return made
+
+
+def _read(runtime: Any, model: Any, folder: Path) -> Any:
+    """OpenVINO's graph of an ONNX model; its reader wants a file, which is deleted again."""
+    path = folder / "model.onnx"
+    save(model, path)
+    try:
+        return runtime.convert_model(str(path))
+    finally:
+        path.unlink()

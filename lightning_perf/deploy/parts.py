@@ -1,0 +1,148 @@
+"""Where the whole module cannot be exported: the largest parts of it that can, each an artefact of its own.
+
+The rest stays Python: data-dependent control flow, calls of libraries. Parts are children that run exactly once per call; a
+child that cannot be exported is looked into.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_perf.deploy.call import Call, FlatModule, describe_call
+from lightning_perf.deploy.load import open_artifact
+from lightning_perf.deploy.source import NotExportable, Source, exported_program, first_line
+from lightning_perf.deploy.variant import Run, Variant
+
+NAME = "parts"
+INDEX = "parts.json"
+
+WriteChild = Callable[[str, Call, Sequence[Sequence[Tensor]], str, Path], None]
+"""Write the artefact of a child: qualified name, its call, calibration inputs, precision, folder."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A child that can be exported: its name and its call, in one real run of the module."""
+
+    name: str
+    call: Call
+    parameters: int
+
+
+def find_parts(module: nn.Module, call: Call) -> tuple[list[Part], dict[str, str]]:
+    """The largest exportable children, and why the others are none."""
+    seen = recorded_calls(module, call, call.tensors)
+    refused: dict[str, str] = {}
+    return list(_search(module, "", seen, refused)), refused
+
+
+def _search(module: nn.Module, prefix: str, seen: Mapping[str, list[Any]], refused: dict[str, str]) -> Iterator[Part]:
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        count = sum(parameter.numel() for parameter in child.parameters())
+        if not count:
+            continue
+        reason = None
+        if len(seen.get(path, [])) == 1:
+            args, kwargs = seen[path][0]
+            try:
+                own = describe_call(child, args, kwargs)
+                exported_program(child, own)
+                yield Part(path, own, count)
+                continue
+            except (NotExportable, ValueError, TypeError) as error:
+                reason = first_line(error)
+        refused[path] = reason or f"it runs {len(seen.get(path, []))} times per call"
+        yield from _search(child, f"{path}.", seen, refused)
+
+
+def recorded_calls(module: nn.Module, call: Call, tensors: Sequence[Tensor]) -> dict[str, list[Any]]:
+    """Arguments of every call of every child, by the child's name, in one run."""
+    seen: dict[str, list[Any]] = {}
+    with ExitStack() as stack:
+        for name, child in module.named_modules():
+            if name:
+                hook = partial(_note, seen.setdefault(name, []))
+                stack.callback(child.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        with torch.no_grad():
+            FlatModule(module, call)(*tensors)
+    return seen
+
+
+def _note(calls: list[Any], module: nn.Module, args: Any, kwargs: Any) -> None:
+    calls.append((args, kwargs))
+
+
+def build(source: Source, precision: str, folder: Path, *, write_child: WriteChild) -> list[Variant]:
+    """Write one artefact per part below ``parts-PRECISION``, and an index of them.
+
+    Raises:
+        NotExportable: no child can be exported either.
+    """
+    module = source.plain
+    parts, refused = find_parts(module, source.call)
+    if not parts:
+        reasons = (
+            "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no children with parameters"
+        )
+        raise NotExportable(f"no part of {type(module).__name__} can be exported either ({reasons})")
+    home = folder / f"{NAME}-{precision}"
+    home.mkdir()
+    runs = [recorded_calls(module, source.call, tensors) for tensors in source.calibration]
+    for part in parts:
+        inputs = [part.call.leaves(*run[part.name][0]) for run in runs if len(run[part.name]) == 1]
+        write_child(part.name, part.call, inputs, precision, home / part.name)
+    (home / INDEX).write_text(json.dumps([part.name for part in parts]), encoding="utf-8")
+    total = sum(parameter.numel() for parameter in module.parameters()) or 1
+    share = sum(part.parameters for part in parts) / total
+    names = ", ".join(part.name for part in parts)
+    note = f"{names} ({share:.0%} of the parameters) run in the runtime; the rest needs the module's Python code"
+    files = tuple(path.relative_to(folder).as_posix() for path in sorted(home.rglob("*")) if path.is_file())
+    path = f"{home.name}/{INDEX}"
+    opened = partial(open_parts, module, source.call, home)
+    return [Variant(home.name, NAME, precision, path, files, opened, {}, (note,))]
+
+
+def open_parts(module: nn.Module, call: Call, home: Path, threads: int | None) -> Run:
+    """The module with its parts in their runtimes, on flat tensors."""
+    flat = FlatModule(assembled(module, home, threads), call)
+    return lambda tensors: list(flat(*tensors))
+
+
+def assembled(module: nn.Module, home: Path, threads: int | None) -> nn.Module:
+    """A copy of the module in which every part of the folder stands for the child of its name.
+
+    Raises:
+        ValueError: the module has no child of that name.
+    """
+    made = copy.deepcopy(module).eval()
+    for name in json.loads((home / INDEX).read_text(encoding="utf-8")):
+        parent, _, own = name.rpartition(".")
+        try:
+            made.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"the module given has no part {name!r}, which the artefact replaces.") from error
+        setattr(made.get_submodule(parent), own, PartOfArtifact(home / name, threads))
+    return made
+
+
+class PartOfArtifact(nn.Module):
+    """A child that runs in a runtime."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        super().__init__()
+        self._model = open_artifact(path, threads=threads)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The child's own call."""
+        return self._model(*args, **kwargs)

@@ -1,0 +1,129 @@
+"""Int8 graphs: grids by hand, Q/DQ placement per runtime, and what each runtime fuses them into."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from lightning_perf.deploy.onnx_export import float_graph, graph_for
+from lightning_perf.deploy.onnx_graph import OnnxGraph, layer_of
+from lightning_perf.deploy.quantized_graph import LayerRanges, activation_grid, quantize_graph, quantized_weight
+from lightning_perf.deploy.shortcuts import convolve_shortcuts
+from tests.deploy.conftest import residual, source_of
+
+
+@pytest.fixture(scope="module")
+def source() -> Any:
+    torch.manual_seed(1)
+    return source_of(residual(), torch.randn(8, 3, 12, 12))
+
+
+def run(model: Any, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def fused(model: Any, path: Path) -> Counter[str]:
+    """Operators that ONNX Runtime really executes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_grids_by_hand() -> None:
+    scale, zero = activation_grid(-1.0, 4.1)
+    assert (round(float(scale), 6), int(zero)) == (0.02, 50)
+    assert activation_grid(0.5, 2.55)[1] == 0  # zero belongs to the range even where nothing was below 0.5
+    assert activation_grid(0.0, 0.0) == (1.0, 0)
+    with pytest.raises(ValueError, match=r"range \[nan, 1\.0\] is not finite"):
+        activation_grid(float("nan"), 1.0)
+
+
+def test_weights_by_hand() -> None:
+    weight = np.array([[1.27, -0.635], [0.0, 0.0]], np.float32)
+    values, scale = quantized_weight(weight, 0, None)
+    assert values.tolist() == [[127, -64], [0, 0]]
+    np.testing.assert_allclose(scale, [0.01, 1.0])
+    given, _ = quantized_weight(weight, 0, np.array([0.02, 1.0]))
+    assert given.tolist() == [[64, -32], [0, 0]]
+
+
+def test_onnx_runtime_fuses_everything_into_integers(source: Any, tmp_path: Path) -> None:
+    model, _ = graph_for(source, "int8")
+    found = fused(model, tmp_path / "o.onnx")
+    assert found["QLinearConv"] == 4  # stem, two, and the shortcut
+    assert found["QLinearAdd"] == found["QLinearGlobalAveragePool"] == found["QGemm"] == 1
+    assert found["Conv"] == found["FusedConv"] == found["Add"] == found["Relu"] == found["DequantizeLinear"] == 0
+
+
+def test_openvino_gets_no_rounding_between_a_convolution_and_its_sum(source: Any) -> None:
+    for fused_sum, expected in ((False, 1), (True, 0)):
+        model, _ = graph_for(source, "int8", fused_sum=fused_sum)
+        readers = {name: node for node in model.graph.node for name in node.input}
+        nodes = {name: node for node in model.graph.node for name in node.output}
+        (add,) = (node for node in model.graph.node if node.op_type == "Add")
+        convolutions = [name for name in add.input if nodes[name].op_type == "Conv"]
+        assert len(convolutions) == 1 - expected
+        assert readers
+
+
+def test_the_int8_graph_is_close_to_the_float_one(source: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 3, 12, 12)).astype(np.float32)
+    wanted = run(float_graph(source, "fp32"), x)
+    for fused_sum in (False, True):
+        found = run(graph_for(source, "int8", fused_sum=fused_sum)[0], x)
+        assert 1e-5 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.05
+
+
+def test_shortcuts_as_convolutions_change_no_bit(source: Any) -> None:
+    model = float_graph(source, "fp32")
+    x = np.random.default_rng(0).standard_normal((5, 3, 12, 12)).astype(np.float32)
+    before = run(model, x)
+    assert convolve_shortcuts(OnnxGraph(model)) == 1
+    assert not any(node.op_type in {"Slice", "Pad"} for node in model.graph.node)
+    np.testing.assert_allclose(run(model, x), before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pad", [(0, 1, 0, 0, 0, 4), (0, 0, 0, 0, 0, 4)])
+def test_other_slices_stay(pad: tuple[int, ...]) -> None:
+    """A pad of the plane, or a slice that does not begin at the first pixel, is no such shortcut."""
+
+    class Other(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            start = 0 if any(pad[:4]) else 1
+            return nn.functional.pad(x[:, :, start::2, start::2], pad)
+
+    model = float_graph(source_of(Other(), torch.randn(2, 4, 6, 6)), "fp32")
+    assert convolve_shortcuts(OnnxGraph(model)) == 0
+
+
+def test_given_ranges_win_and_layers_without_stay_in_float(source: Any, tmp_path: Path) -> None:
+    graph = OnnxGraph(float_graph(source, "fp32"))
+    observed = {name: (-1.0, 1.0) for node in graph.nodes for name in (*node.input, *node.output)}
+    names = {layer_of(node): node.name for node in graph.nodes if node.op_type == "Conv"}
+    assert set(names) == {"stem.0", "conv1", "conv2"}
+    scales = np.linspace(0.01, 0.02, 32, dtype=np.float32)
+    made = quantize_graph(graph, observed, {"conv2": LayerRanges(scales, (0.0, 5.1))})
+    assert set(made.left) == {"stem.0", "conv1", "head"}
+    layer = next(node for node in graph.nodes if node.name == names["conv2"])
+    makers = {name: node for node in graph.nodes for name in node.output}
+    np.testing.assert_allclose(graph.array(makers[layer.input[0]].input[1]), 0.02)
+    np.testing.assert_array_equal(graph.array(makers[layer.input[1]].input[1]), scales)
+
+
+def test_a_graph_without_weights_is_refused() -> None:
+    graph = OnnxGraph(float_graph(source_of(nn.Softmax(-1), torch.randn(2, 3)), "fp32"))
+    with pytest.raises(ValueError, match=r"no layer of the graph can be quantized.*leave int8 out"):
+        quantize_graph(graph, {})
