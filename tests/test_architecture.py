@@ -23,7 +23,9 @@ FLOORS = {
     "profiling": 1,
     "host": 2,
     "speedups": 2,
+    "strategies": 2,
 }
+FLOORS.update({"pl": 3})
 FLOORS.update({"autopilot": 3, "cli": 4, "__main__": 5})
 SHARED_SIBLINGS = {"host"}  # every room of floor 2 may use the doors
 
@@ -128,6 +130,7 @@ def test_public_names() -> None:
         "FastLogging",
         "MallocTuning",
         "OptimizerFactory",
+        "PerfDDP",
         "Report",
         "ThroughputProfiler",
         "compare",
