@@ -89,7 +89,9 @@ class BufferSync:
     def __call__(self, state: Any, buffers: Mapping[str, Tensor]) -> None:
         """Send what this forward reads."""
         training = {name for name, layer in self._layers.items() if layer.training}
-        if self._watched:
+        if not self._module.training:
+            self._send(list(buffers), buffers)
+        elif self._watched:
             self._watched -= 1
             if not self._seen:  # before sending: DDP takes back the version counts that sending adds
                 self._remember(buffers)
@@ -97,15 +99,10 @@ class BufferSync:
         else:
             if not self._active:
                 self._settle(buffers)
-            self._send(self._read_by(training, buffers), buffers)
+            due = set(self._layers) if self._evaluates_inside else self._stale - training
+            read = [name for name in buffers if name in self._changing or self._layer_of.get(name) in due]
+            self._send(read, buffers)
         self._stale |= training
-
-    def _read_by(self, training: set[str], buffers: Mapping[str, Tensor]) -> list[str]:
-        """Names of the buffers that the coming forward reads, in which the layers ``training`` only write theirs."""
-        if not self._module.training:
-            return list(buffers)
-        due = set(self._layers) if self._evaluates_inside else self._stale - training
-        return [name for name in buffers if name in self._changing or self._layer_of.get(name) in due]
 
     def ask(self) -> bool:
         """Whether a buffer that was taken for constant has changed in this process."""

@@ -24,3 +24,11 @@ def test_exact_presets_end_where_ddp_ends(case: str, two: dict[str, Any]) -> Non
     assert "error" not in result, result["error"]
     for name in ("parameters", "buffers", "losses", "metrics", "equal_ranks"):
         assert result[name], (name, result)
+
+
+def test_what_need_not_travel_does_not(two: dict[str, Any]) -> None:
+    """Of 6 forwards an epoch 2 are watched; besides, buffers travel at the start of a validation and of DDP itself."""
+    counts = two["perf_ddp-sgd"]["counts"]
+    assert counts["_broadcast_coalesced"] == 1 + 1 + 2 * (2 + 1)
+    assert two["perf_ddp-changing_buffers"]["counts"]["_broadcast_coalesced"] == 1 + 1 + 2 * (6 + 1)
+    assert "broadcast" not in counts

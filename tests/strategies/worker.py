@@ -129,7 +129,7 @@ def check_exact(case: Case, preset: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(out: str) -> None:
+def main(out: str, *only: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out).parent
     results: dict[str, Any] = {}
@@ -137,6 +137,8 @@ def main(out: str) -> None:
     for case in CASES:
         cases[f"perf_ddp-{case.name}"] = lambda case=case: check_exact(case, "perf_ddp", folder)
     for name, case in cases.items():
+        if only and name not in only:
+            continue
         try:
             results[name] = case()
         except Exception:
@@ -149,4 +151,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
