@@ -119,9 +119,7 @@ class BufferSync:
         if not self._watched or not self._layers:
             yield
             return
-        handles = [
-            layer.register_forward_pre_hook(self._look) for layer in self._layers.values() if layer.training
-        ]
+        handles = [layer.register_forward_pre_hook(self._look) for layer in self._layers.values() if layer.training]
         try:
             yield
         finally:
@@ -156,9 +154,7 @@ class BufferSync:
         return flags
 
     def _remember(self, buffers: Mapping[str, Tensor]) -> None:
-        self._seen = {
-            name: (buffer, buffer._version) for name, buffer in buffers.items() if name not in self._layer_of
-        }
+        self._seen = {name: (buffer, buffer._version) for name, buffer in buffers.items() if name not in self._layer_of}
 
     def _buffers(self) -> dict[str, Tensor]:
         ignored = getattr(self._module, "_ddp_params_and_buffers_to_ignore", ())

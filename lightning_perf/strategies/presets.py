@@ -34,7 +34,9 @@ _ROWS = (
     Preset("perf_ddp_overlap", "exact", "perf_ddp with bucket sizes that suit the link", probes_buckets=True),
     Preset("perf_ddp_bf16", "near", "perf_ddp with gradients sent as bfloat16", compression="bf16"),
     Preset("perf_ddp_int8", "near", "perf_ddp with gradients sent as int8 with error feedback", compression="int8"),
-    Preset("perf_local_sgd", "changes", "every process trains by itself; weights are averaged now and then", local=True),
+    Preset(
+        "perf_local_sgd", "changes", "every process trains by itself; weights are averaged now and then", local=True
+    ),
 )
 
 PRESETS = {row.name: row for row in _ROWS}

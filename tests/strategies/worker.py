@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from unittest import mock
 import lightning.pytorch as ns
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import lightning_perf as lp
+import lightning_perf.strategies.presets
 from tests.strategies.modules import make, rows
 
 
@@ -53,23 +56,9 @@ def fit(case: Case, strategy: Any, folder: Path, **arguments: Any) -> tuple[Any,
     """A module trained for two epochs with validation, and its Trainer."""
     module = make(case.kind, ns, optimizer=case.optimizer)
     torch.manual_seed(11 + int(os.environ["RANK"]))
-    trainer = ns.Trainer(
-        **{
-            "max_epochs": 2,
-            "accelerator": "cpu",
-            "devices": int(os.environ["WORLD_SIZE"]),
-            "strategy": strategy,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "default_root_dir": folder,
-            "callbacks": case.callbacks(),
-            **case.trainer,
-            **arguments,
-        }
-    )
-    trainer.fit(module, rows(), rows(8, shuffle=False))
+    ckpt_path = arguments.pop("ckpt_path", None)
+    trainer = trainer_of(strategy, folder, **{"callbacks": case.callbacks(), **case.trainer, **arguments})
+    trainer.fit(module, rows(), rows(8, shuffle=False), ckpt_path=ckpt_path)
     return module, trainer
 
 
@@ -105,7 +94,7 @@ def counted() -> Iterator[Counter[str]]:
 
         return call
 
-    names = ("all_reduce", "broadcast", "barrier", "_broadcast_coalesced", "all_gather_into_tensor")
+    names = ("all_reduce", "broadcast", "barrier", "_broadcast_coalesced", "all_gather_single")
     with mock.patch.multiple(dist, **{name: wrap(name) for name in names}):
         yield counts
 
@@ -129,14 +118,240 @@ def check_exact(case: Case, preset: str, folder: Path) -> dict[str, Any]:
     }
 
 
+EXACT = (
+    *(("perf_ddp", case.name) for case in CASES),
+    *(("perf_ddp_static", name) for name in ("sgd", "accumulated", "unused", "two_optimizers")),
+    *(("perf_ddp_overlap", name) for name in ("adamw_clipped", "accumulated")),
+)
+NEAR = (
+    *(("perf_ddp_bf16", name) for name in ("sgd", "accumulated", "two_optimizers")),
+    *(("perf_ddp_int8", name) for name in ("sgd", "accumulated", "two_optimizers")),
+    *(("perf_local_sgd", name) for name in ("sgd", "accumulated", "two_optimizers", "unused")),
+)
+CASE = {case.name: case for case in CASES}
+#: Two synchronous steps and then averages every third, so that validations and checkpoints fall between two averages.
+LOCAL = {"average_every": 4, "warmup_steps": 2}
+
+
+class EqualRanks(ns.Callback):
+    """Notes at every validation, checkpoint and at the end whether the ranks hold the same weights."""
+
+    def __init__(self) -> None:
+        self.equal: list[bool] = []
+
+    def note(self, trainer: Any) -> None:
+        self.equal.append(ranks_are_equal(trainer.lightning_module.parameters()))
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.note(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.note(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self.note(trainer)
+
+
+class Parted(ns.Callback):
+    """Notes after every batch whether the ranks hold the same weights."""
+
+    def __init__(self) -> None:
+        self.equal: list[bool] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.equal.append(ranks_are_equal(trainer.lightning_module.parameters()))
+
+
+def options(preset: str) -> dict[str, Any]:
+    return LOCAL if preset == "perf_local_sgd" else {}
+
+
+def check_near(preset: str, case: Case, folder: Path) -> dict[str, Any]:
+    """Ranks are equal wherever somebody looks; the bytes that Python's collectives send are counted."""
+    folder = folder / f"{preset}-{case.name}"
+    saver = ns.callbacks.ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=3)
+    equal, parted = EqualRanks(), Parted()
+    plain, _ = fit(case, ns.strategies.DDPStrategy(**case.ddp), folder)
+    with sent() as sizes:
+        perf, trainer = fit(
+            case,
+            lp.PerfDDP(preset=preset, **case.ddp, **options(preset)),
+            folder,
+            enable_checkpointing=True,
+            val_check_interval=5,
+            callbacks=[equal, parted, saver],
+        )
+    return {
+        "equal": equal.equal,
+        "parted": parted.equal,
+        "buffers": ranks_are_equal(perf.buffers()),
+        "distance": float((flat(plain.parameters()) - flat(perf.parameters())).norm()),
+        "moved": float((flat(make(case.kind, ns).parameters()) - flat(perf.parameters())).norm()),
+        "gathered": sizes,
+        "sizes": [parameter.numel() for parameter in perf.parameters()],
+        "messages": trainer.strategy.messages,
+    }
+
+
+@contextmanager
+def sent() -> Iterator[list[int]]:
+    """Bytes that this process gives to each ``all_gather_single``."""
+    sizes: list[int] = []
+    original = dist.all_gather_single
+
+    def gather(output: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(tensor.numel() * tensor.element_size() * (dist.get_world_size() - 1))
+        return original(output, tensor, *args, **kwargs)
+
+    with mock.patch.object(dist, "all_gather_single", gather):
+        yield sizes
+
+
+def check_resume(folder: Path) -> dict[str, Any]:
+    """int8 with error feedback: a run resumed after epoch 1 equals the uninterrupted one, on every rank."""
+    case = CASE["sgd"]
+
+    def go(where: str, **arguments: Any) -> Any:
+        saver = ns.callbacks.ModelCheckpoint(folder / where, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        callbacks = [lp.ExactResume(), saver]
+        strategy = lp.PerfDDP(preset="perf_ddp_int8")
+        return fit(case, strategy, folder, enable_checkpointing=True, max_epochs=3, callbacks=callbacks, **arguments)[0]
+
+    whole = go("whole")
+    path = folder / "whole" / "epoch=1.ckpt"
+    resumed = go("resumed", ckpt_path=str(path))
+    kept = torch.load(path, weights_only=True)
+    plain, _ = fit(case, "ddp", folder, max_epochs=3, ckpt_path=str(path))  # strict load without us
+    return {
+        "equal": everywhere(torch.equal(flat(whole.parameters()), flat(resumed.parameters()))),
+        "residuals": len(kept["lightning_perf_ddp"]["residuals"]),
+        "nonzero": any(float(value.abs().max()) > 0 for value in kept["lightning_perf_ddp"]["residuals"][1].values()),
+        "plain": ranks_are_equal(plain.parameters()),
+    }
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length: six on rank 0, ten on rank 1."""
+
+    def __iter__(self) -> Iterator[Any]:
+        count = 6 if dist.get_rank() == 0 else 10
+        return iter([(torch.ones(6) * index, torch.ones(1), torch.tensor(index)) for index in range(count)])
+
+
+def check_uneven(folder: Path, sized: bool) -> dict[str, Any]:
+    """Ranks with unequal numbers of batches end their epochs together."""
+    rank = dist.get_rank()
+    loader = rows(8 if rank == 0 else 14) if sized else torch.utils.data.DataLoader(Stream(), batch_size=2)
+    module = make("Plain", ns)
+    trainer = trainer_of("perf_ddp", folder, use_distributed_sampler=False)
+    trainer.fit(module, loader, rows(8, shuffle=False))
+    return {"steps": trainer.global_step, "equal": ranks_are_equal(module.parameters())}
+
+
+def check_evaluation(preset: str, folder: Path) -> dict[str, Any]:
+    """Predictions of every rank, interleaved, are the dataset in order; ``test`` sees every sample."""
+    module = make("Plain", ns)
+    trainer = trainer_of(preset, folder)
+    batches = trainer.predict(module, rows(10, shuffle=False))
+    trainer.test(module, rows(8, shuffle=False), verbose=False)
+    mine = [torch.cat(batches).tolist(), sorted(module.seen)]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {"predicted": [one[0] for one in everyone], "tested": [one[1] for one in everyone]}
+
+
+def check_hook(folder: Path) -> dict[str, Any]:
+    """A hook of the user's own is called on gloo, where Lightning drops it."""
+    calls = []
+
+    def hook(state: Any, bucket: Any) -> Any:
+        calls.append(bucket.index())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    plain, _ = fit(CASE["sgd"], "ddp", folder)
+    perf, _ = fit(CASE["sgd"], lp.PerfDDP(ddp_comm_hook=hook), folder)
+    return {"calls": len(calls), "equal": torch.equal(flat(plain.parameters()), flat(perf.parameters()))}
+
+
+def check_refusals(folder: Path) -> dict[str, Any]:
+    """What is refused before the first step, and with which words."""
+
+    def frozen() -> Any:
+        return make("Plain", ns).requires_grad_(False)
+
+    def with_optimizer(make_optimizer: Callable[[Any], Any]) -> Any:
+        module = make("Plain", ns)
+        module.configure_optimizers = lambda: make_optimizer(module.parameters())
+        return module
+
+    def sparse() -> Any:
+        module = make("Plain", ns)
+        module.table = torch.nn.Embedding(4, 2, sparse=True)
+        return module
+
+    attempts: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "no_parameters": ("perf_ddp", frozen),
+        "lbfgs": ("perf_ddp_int8", lambda: with_optimizer(torch.optim.LBFGS)),
+        "zero": (
+            "perf_local_sgd",
+            lambda: with_optimizer(lambda p: ZeroRedundancyOptimizer(p, torch.optim.SGD, lr=0.1)),
+        ),
+        "sparse": ("perf_ddp_int8", sparse),
+        "nccl": (lp.PerfDDP(process_group_backend="nccl"), lambda: make("Plain", ns)),
+        "world_size": ("perf_ddp", lambda: make("Plain", ns)),
+    }
+    said = {}
+    for name, (strategy, make_module) in attempts.items():
+        patch = mock.patch.object(dist, "get_world_size", return_value=7) if name == "world_size" else nullcontext()
+        try:
+            with patch:
+                trainer_of(strategy, folder).fit(make_module(), rows())
+        except lightning_perf.host.MisconfigurationException as error:
+            said[name] = str(error)
+    return said
+
+
+def trainer_of(strategy: Any, folder: Path, **arguments: Any) -> Any:
+    return ns.Trainer(
+        **{
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "devices": int(os.environ["WORLD_SIZE"]),
+            "strategy": strategy,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": folder,
+            **arguments,
+        }
+    )
+
+
+def checks(folder: Path) -> dict[str, Callable[[], Any]]:
+    """Every case by name, in the order in which they run."""
+    cases: dict[str, Callable[[], Any]] = {}
+    for preset, name in EXACT:
+        cases[f"{preset}-{name}"] = lambda preset=preset, name=name: check_exact(CASE[name], preset, folder)
+    if dist.is_initialized() and dist.get_world_size() > 2:
+        return cases
+    for preset, name in NEAR:
+        cases[f"{preset}-{name}"] = lambda preset=preset, name=name: check_near(preset, CASE[name], folder)
+    cases["resume"] = lambda: check_resume(folder / "resume")
+    cases["uneven_sized"] = lambda: check_uneven(folder, True)
+    cases["uneven_stream"] = lambda: check_uneven(folder, False)
+    cases["hook"] = lambda: check_hook(folder)
+    cases["refusals"] = lambda: check_refusals(folder)
+    for preset in lightning_perf.strategies.presets.PRESETS:
+        cases[f"evaluation-{preset}"] = lambda preset=preset: check_evaluation(preset, folder)
+    return cases
+
+
 def main(out: str, *only: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out).parent
     results: dict[str, Any] = {}
-    cases: dict[str, Callable[[], Any]] = {}
-    for case in CASES:
-        cases[f"perf_ddp-{case.name}"] = lambda case=case: check_exact(case, "perf_ddp", folder)
-    for name, case in cases.items():
+    for name, case in checks(folder).items():
         if only and name not in only:
             continue
         try:
