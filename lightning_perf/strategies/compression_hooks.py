@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 
 from lightning_perf.strategies.compression import mean_of_payloads, padded, quantize_with_feedback
 
@@ -20,16 +21,16 @@ _HALF = (torch.bfloat16, torch.float16)
 MOST_INT8 = 4
 
 
-def _all_reduced(bucket: dist.GradBucket, group: Any) -> _Result:
-    tensor = bucket.buffer().div_(dist.get_world_size(group))
-    return dist.all_reduce(tensor, group=group, async_op=True).get_future().then(lambda future: future.value()[0])
+def _reduced(tensor: Tensor, group: Any) -> _Result:
+    work: Any = dist.all_reduce(tensor, group=group, async_op=True)
+    return work.get_future()
 
 
 def _gathered(tensor: Tensor, group: Any) -> tuple[_Result, Tensor]:
     """The start of a gathering of a flat tensor on all processes, and where its rows will be."""
     size = dist.get_world_size(group)
     rows = torch.empty(size * tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-    work = dist.all_gather_single(rows, tensor, group=group, async_op=True)
+    work: Any = dist.all_gather_single(rows, tensor, group=group, async_op=True)
     return work.get_future(), rows.view(size, -1)
 
 
@@ -39,15 +40,14 @@ class Bfloat16Hook:
     def __init__(self, group: Any) -> None:
         self._group = group
 
-    def reduce(self, state: Any, bucket: dist.GradBucket) -> _Result:
+    def reduce(self, state: Any, bucket: GradBucket) -> _Result:
         """DDP's hook."""
         buffer, size = bucket.buffer(), dist.get_world_size(self._group)
         if buffer.dtype in _HALF:
-            return _all_reduced(bucket, self._group)
+            return _reduced(buffer.div_(size), self._group).then(lambda future: future.value()[0])
         if size > 2:
             small = (buffer / size).to(torch.bfloat16)
-            work = dist.all_reduce(small, group=self._group, async_op=True)
-            return work.get_future().then(lambda future: buffer.copy_(future.value()[0]))
+            return _reduced(small, self._group).then(lambda future: buffer.copy_(future.value()[0]))
         small = buffer.to(torch.bfloat16)
         future, both = _gathered(small, self._group)
 
@@ -57,6 +57,10 @@ class Bfloat16Hook:
             return buffer.div_(2)
 
         return future.then(add)
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Staging:
@@ -89,23 +93,23 @@ class Int8Hook:
         self._buckets: dict[int, _Staging] = {}
         self._kept: dict[int, Tensor] = {}
 
-    def reduce(self, state: Any, bucket: dist.GradBucket) -> _Result:
+    def reduce(self, state: Any, bucket: GradBucket) -> _Result:
         """DDP's hook."""
         buffer, staging = bucket.buffer(), self._staging(bucket)
         gradients = bucket.gradients()
-        torch._foreach_copy_(staging.views, gradients)
+        _copy_all(staging.views, gradients)
         payload = quantize_with_feedback(staging.gradients, staging.residual)
         future, payloads = _gathered(payload, self._group)
 
         def decode(future: Any) -> Tensor:
             future.value()
             staging.gradients.copy_(mean_of_payloads(list(payloads)))
-            torch._foreach_copy_(gradients, staging.views)
+            _copy_all(gradients, staging.views)
             return buffer
 
         return future.then(decode)
 
-    def _staging(self, bucket: dist.GradBucket) -> _Staging:
+    def _staging(self, bucket: GradBucket) -> _Staging:
         """The staging of a bucket; DDP rebuilds its buckets after the first backward, the residuals move along."""
         parameters = bucket.parameters()
         staging = self._buckets.get(bucket.index())

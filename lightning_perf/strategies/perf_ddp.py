@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from lightning_perf.strategies.buffer_sync import BufferSync, any_rank
 from lightning_perf.strategies.compression_hooks import MOST_INT8, Bfloat16Hook, Int8Hook, gathered_on_zero
 from lightning_perf.strategies.link import bucket_mib, probe_link
 from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
-from lightning_perf.strategies.presets import PRESETS, preset_called
+from lightning_perf.strategies.presets import preset_called
 from lightning_perf.strategies.refusals import (
     accumulates,
     check_arguments,
@@ -324,39 +323,3 @@ class PerfDDPMixin(_DDPStrategy):
 def _said(arguments: dict[str, Any]) -> dict[str, Any]:
     """What somebody said; LightningCLI passes every argument of DDP, as None."""
     return {name: value for name, value in arguments.items() if value is not None}
-
-
-def strategy_class(namespace: ModuleType, home: str) -> Any:
-    """The strategy for one namespace, importable as ``home.PerfDDP``; its names are registered there.
-
-    Args:
-        namespace: ``lightning.pytorch`` or ``pytorch_lightning``.
-        home: the module that will hold the class, which pickles look it up in.
-    """
-    body = {"__module__": home, "__qualname__": "PerfDDP", "__doc__": _DOC}
-    built = type("PerfDDP", (PerfDDPMixin, namespace.strategies.DDPStrategy), body)
-    for row in PRESETS.values():
-        registry = namespace.strategies.StrategyRegistry
-        registry.register(row.name, built, description=row.description, override=True, preset=row.name)
-    return built
-
-
-_DOC = """DDP without what it need not pay for; ``Trainer(strategy="perf_ddp")`` and the other names are its presets.
-
-Takes every argument of Lightning's DDPStrategy, ``start_method`` included. Learning rate and batch size stay yours.
-
-Args:
-    preset: a name of the table in ``docs/guides/ddp.md``.
-    agree_every: micro-batches between two agreements on SIGTERM; ``None`` for about one a second.
-    average_every: ``perf_local_sgd`` only: optimizer steps between two averages of the weights.
-    warmup_steps: ``perf_local_sgd`` only: optimizer steps at the start that are exchanged as in ddp.
-
-Raises:
-    MisconfigurationException: if the preset is unknown, or cannot run with what it is given.
-
-Example::
-
-    >>> import lightning_perf as lp
-    >>> lp.PerfDDP(preset="perf_ddp", find_unused_parameters=True).preset.promise
-    'exact'
-"""

@@ -41,7 +41,7 @@ def _build(ns: ModuleType) -> dict[str, type]:
         def loss(self, batch: Any) -> torch.Tensor:
             return nn.functional.mse_loss(self(batch[0]), batch[1])
 
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             loss = self.loss(batch)
             self.log("loss", loss, sync_dist=True, on_step=True, on_epoch=True)
             self.log("first", batch[0][0, 0], sync_dist=True, reduce_fx="max", on_step=True, on_epoch=True)
