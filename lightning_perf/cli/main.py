@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_perf
-from lightning_perf.cli import compare_command, profile_command, race_command
+from lightning_perf.cli import compare_command, link_command, profile_command, race_command
 from lightning_perf.cli.trainer_cli import trainer_command
 
-_COMMANDS = {"compare": compare_command.run, "profile": profile_command.run, "race": race_command.run}
+_COMMANDS = {
+    "compare": compare_command.run,
+    "link": link_command.run,
+    "profile": profile_command.run,
+    "race": race_command.run,
+}
 _USAGE = """usage: lightning-perf COMMAND [options]
 
 Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf COMMAND --help` lists every option):
@@ -23,6 +28,8 @@ Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf
 Commands of lightning_perf:
   compare     fit several configs, interleaved, and report each beside the first:
               lightning-perf compare --config baseline.yaml --config fast.yaml
+  link        measure the link between processes, for the choice of a DDP preset:
+              torchrun --nnodes=2 --nproc-per-node=1 ... -m lightning_perf link
   profile     train some steps and report where the time goes and what to switch on:
               lightning-perf profile --config my.yaml --html profile.html
   race        race optimizers, learning rates and schedules against the module's own:

@@ -75,11 +75,12 @@ class PerfDDPMixin(_DDPStrategy):
         self._given_kwargs = dict(self._ddp_kwargs)
         self._undo_run = Undo()
         self._sync: FusedSync | None = None
+        self._kept_sync: FusedSync | None = None
         self._buffers: BufferSync | None = None
         self._ragged: RaggedEpochs | None = None
         self._int8: Int8Hook | None = None
         self._residuals: dict[str, Tensor] | None = None
-        self._parted = False
+        self._parted, self._starts = False, False
 
     def say(self, text: str) -> None:
         """One line on rank zero, kept in ``messages`` as well."""
@@ -125,9 +126,10 @@ class PerfDDPMixin(_DDPStrategy):
             check_optimizers(self.preset, self.optimizers)
 
     def _fuse_logging(self, trainer: Any) -> None:
-        sync = FusedSync(self.root_device, self.reduce)
-        fuse_sync(trainer, sync, self._undo_run)
-        self._sync = sync
+        # Lightning compares the function that reduces a value with that of the run before: it has to be the same one.
+        self._kept_sync = self._kept_sync or FusedSync(self.root_device, self.reduce)
+        fuse_sync(trainer, self._kept_sync, self._undo_run)
+        self._sync = self._kept_sync
         self._undo_run.push(setattr, self, "_sync", None)
 
     def _agree(self, trainer: Any) -> None:
@@ -219,17 +221,19 @@ class PerfDDPMixin(_DDPStrategy):
         """Lightning's hook, after a restore: local SGD goes on where the checkpoint was written."""
         if self._period is not None:
             self._period.resume(batches_that_stepped(self._trainer))
+        self._starts = True
         super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook: what changes by epoch is looked at anew at each one's start."""
+        """Lightning's hook: what changes by epoch is looked at anew at each one's start, or where a run is resumed."""
         super().on_train_batch_start(batch, batch_idx)
+        first, self._starts = batch_idx == 0 or self._starts, False
         if self._ragged is not None:
-            uneven = self._ragged.start_epoch() if batch_idx == 0 else None
+            uneven = self._ragged.start_epoch() if first else None
             if uneven:
                 self.say(f"processes have {uneven[0]} to {uneven[1]} batches; every epoch ends after {uneven[0]}.")
             self._ragged.start_batch()
-        if batch_idx == 0 and self._buffers is not None:
+        if first and self._buffers is not None:
             self._buffers.watch()
         if self._period is not None and self._period.due(batches_that_stepped(self._trainer)):
             self._average()

@@ -105,6 +105,10 @@ def test_error_feedback_travels_in_the_checkpoint(two: dict[str, Any]) -> None:
     assert of(two, "resume") == {"equal": True, "residuals": 2, "nonzero": True, "plain": True}
 
 
+def test_a_trainer_fits_twice(two: dict[str, Any]) -> None:
+    assert of(two, "again") == {"equal": True}
+
+
 def test_uneven_epochs_end_together(two: dict[str, Any]) -> None:
     """The shorter rank has 4 batches (with a length) or 3 (without)."""
     assert of(two, "uneven_sized") == {"steps": 2 * 4, "equal": True}

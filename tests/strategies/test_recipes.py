@@ -23,10 +23,10 @@ def test_ddp_yaml_fits_two_batches(task: str, tmp_path: Path) -> None:
         "image_classification": [f"--data.root={tmp_path / 'data'}", "--data.val_size=8", "--data.batch_size=4"],
         "language_model": [f"--data.path={tmp_path / 'text.txt'}", "--data.batch_size=4", "--model.width=16"],
     }[task]
+    small = ["--trainer.accelerator=cpu", "--trainer.fast_dev_run=2"]
     config = ROOT / "recipes" / task / "ddp.yaml"
     done = subprocess.run(
-        [sys.executable, "-m", "lightning_perf", "fit", "--config", str(config), "--trainer.accelerator=cpu"]
-        + ["--trainer.fast_dev_run=2", *tiny],
+        [sys.executable, "-m", "lightning_perf", "fit", "--config", str(config), *small, *tiny],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,

@@ -236,6 +236,18 @@ def check_resume(folder: Path) -> dict[str, Any]:
     }
 
 
+def check_again(folder: Path) -> dict[str, Any]:
+    """Two fits and a validation by one Trainer, beside the same with plain ddp."""
+    found = []
+    for strategy in (DDPStrategy(), lp.PerfDDP()):
+        module, trainer = fit(CASE["sgd"], strategy, folder, max_epochs=1)
+        trainer.fit_loop.max_epochs = 2
+        trainer.fit(module, rows(), rows(8, shuffle=False))
+        metrics = trainer.validate(module, rows(8, shuffle=False), verbose=False)
+        found.append((flat(module.parameters()).tolist(), module.seen, metrics))
+    return {"equal": everywhere(found[0] == found[1])}
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Rows without a length: six on rank 0, ten on rank 1."""
 
@@ -343,6 +355,7 @@ def checks(folder: Path) -> dict[str, Callable[[], Any]]:
     for preset, name in NEAR:
         cases[f"{preset}-{name}"] = lambda preset=preset, name=name: check_near(preset, CASE[name], folder)
     cases["resume"] = lambda: check_resume(folder / "resume")
+    cases["again"] = lambda: check_again(folder)
     cases["uneven_sized"] = lambda: check_uneven(folder, True)
     cases["uneven_stream"] = lambda: check_uneven(folder, False)
     cases["hook"] = lambda: check_hook(folder)
