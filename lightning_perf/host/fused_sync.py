@@ -90,6 +90,11 @@ class FusedSync:
             for job, total in zip(jobs, totals, strict=True):
                 job.finish(total, dist.get_world_size())
 
+    def forget(self) -> None:
+        """Drop what an interrupted run left behind."""
+        self._waiting.clear()
+        self._flights.clear()
+
     def compute(self, results: Any) -> None:
         """Reduce everything that an epoch logged together, and leave each result where Lightning would cache it."""
         metrics = [metric for _, metric in results.valid_items() if self._computes(metric)]
@@ -159,6 +164,7 @@ def fuse_sync(trainer: Any, sync: FusedSync, undo: Undo) -> None:
     connector.__dict__[_SYNC] = sync
     connector.__class__ = _settling(stock)
     undo.push(_put_back, connector, stock)
+    undo.push(sync.forget)
     for collection in collections:
         vars(collection)["log"] = _log_through(collection.log, sync)
         undo.push(vars(collection).pop, "log", None)
