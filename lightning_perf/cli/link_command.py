@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import spawn  # pyright: ignore[reportPrivateImportUsage]
 
 from lightning_perf.strategies.compression import bytes_on_the_wire
 from lightning_perf.strategies.link import Link, bucket_mib, probe_link
@@ -34,7 +35,7 @@ def run(args: Sequence[str]) -> int:
         return 0
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE=str(options.processes))
     try:
-        torch.multiprocessing.spawn(_start, (options.backend, options.megabytes), nprocs=options.processes)
+        spawn(_start, (options.backend, options.megabytes), nprocs=options.processes)
     finally:
         for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
             del os.environ[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -20,11 +19,11 @@ from lightning_perf.host.ragged_epochs import RaggedEpochs
 from lightning_perf.host.sigterm_agreement import Question, agree_on_sigterm
 from lightning_perf.strategies.buffer_sync import BufferSync, any_rank
 from lightning_perf.strategies.compression_hooks import MOST_INT8, Bfloat16Hook, Int8Hook, gathered_on_zero
-from lightning_perf.strategies.link import bucket_mib, probe_link
+from lightning_perf.strategies.ddp_arguments import ddp_arguments
 from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
 from lightning_perf.strategies.presets import preset_called
 from lightning_perf.strategies.refusals import (
-    accumulates,
+    advise,
     check_arguments,
     check_backend,
     check_module,
@@ -38,17 +37,28 @@ else:
 
 _BUFFER_BYTES = 250 * 1024 * 1024
 _STATE = "lightning_perf_ddp"
-#: What breaks in DDP, by a word of its message, and what to do about it.
-_ADVICE = {
-    "Your training graph has changed": "perf_ddp_static needs a graph that never changes; use strategy='perf_ddp'.",
-    "Connection closed by peer": "another process of this job has ended; the error that explains it is in its output.",
-    "Connection reset by peer": "another process of this job has ended; the error that explains it is in its output.",
-    "Timed out waiting": "another process of this job hangs or is much slower; PerfDDP(timeout=...) sets how long to wait.",
-}
 
 
 class PerfDDPMixin(_DDPStrategy):
-    """What a preset adds to the DDPStrategy of either namespace."""
+    """DDP without what it need not pay for; ``Trainer(strategy="perf_ddp")`` and the other names are its presets.
+
+    Takes every argument of Lightning's DDPStrategy, ``start_method`` included. Learning rate and batch size stay yours.
+
+    Args:
+        preset: a name of the table in ``docs/guides/ddp.md``.
+        agree_every: micro-batches between two agreements on SIGTERM; ``None`` for about one a second.
+        average_every: ``perf_local_sgd`` only: optimizer steps between two averages of the weights.
+        warmup_steps: ``perf_local_sgd`` only: optimizer steps at the start that are exchanged as in ddp.
+
+    Raises:
+        MisconfigurationException: if the preset is unknown, or cannot run with what it is given.
+
+    Example::
+
+        >>> import lightning_perf as lp
+        >>> lp.PerfDDP(preset="perf_ddp", find_unused_parameters=True).preset.promise
+        'exact'
+    """
 
     def __init__(
         self,
@@ -119,7 +129,7 @@ class PerfDDPMixin(_DDPStrategy):
                 except DoorClosed as closed:
                     self.say(f"one lever less: {closed}")
             if fitting:
-                self._choose_arguments(trainer)
+                self._ddp_kwargs = ddp_arguments(self.preset, self._given_kwargs, trainer, self.root_device, self.say)
         super().setup(trainer)
         self._residuals, self._parted = None, False
         if fitting:
@@ -143,32 +153,6 @@ class PerfDDPMixin(_DDPStrategy):
     def _average_at_epoch_end(self, trainer: Any) -> None:
         if self._period is not None:
             self._undo_run.push(at_epoch_end(trainer, self._average))
-
-    def _choose_arguments(self, trainer: Any) -> None:
-        """What the preset tells DDP, where the user said nothing."""
-        if self.preset.static_graph:
-            if accumulates(trainer):
-                self.say(
-                    "static_graph stays off: with accumulated gradients torch fails in the first backward "
-                    "(pytorch#187732); the rest of perf_ddp runs."
-                )
-            else:
-                self._ddp_kwargs["static_graph"] = True
-        if self.preset.probes_buckets:
-            self._ddp_kwargs = {**self._overlapping(trainer.lightning_module), **_said(self._ddp_kwargs)}
-
-    def _overlapping(self, module: Any) -> dict[str, Any]:
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-        link = probe_link(self.root_device)
-        arguments: dict[str, Any] = {"bucket_cap_mb": bucket_mib(link, size), "gradient_as_bucket_view": True}
-        if self.root_device.type == "cuda" and "batched_grad_copy" in signature(DistributedDataParallel).parameters:
-            arguments["batched_grad_copy"] = True
-        self.say(
-            f"a round takes {link.latency * 1e3:.2f} ms and a second carries {link.bandwidth / 1e6:.0f} MB: buckets of "
-            f"{arguments['bucket_cap_mb']} MiB."
-        )
-        return arguments
 
     def _ask_buffers(self) -> bool:
         return self._buffers is not None and self._buffers.ask()
@@ -313,17 +297,10 @@ class PerfDDPMixin(_DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Lightning's hook: say what a message of torch means, and put everything back."""
         super().on_exception(exception)
-        for words, advice in _ADVICE.items():
-            if words in str(exception):
-                exception.args = (f"{exception}\n{self.preset.name}: {advice}", *exception.args[1:])
+        advise(exception, self.preset)
         self._undo_run.run()
 
     def teardown(self) -> None:
         """Lightning's hook: put everything back."""
         self._undo_run.run()
         super().teardown()
-
-
-def _said(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What somebody said; LightningCLI passes every argument of DDP, as None."""
-    return {name: value for name, value in arguments.items() if value is not None}

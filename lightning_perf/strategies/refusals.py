@@ -13,6 +13,14 @@ from torch.optim import LBFGS
 from lightning_perf.host import MisconfigurationException, is_a
 from lightning_perf.strategies.presets import Preset
 
+#: What breaks in DDP, by a word of its message, and what to do about it.
+_ADVICE = {
+    "Your training graph has changed": "perf_ddp_static needs a graph that never changes; use strategy='perf_ddp'.",
+    "Connection closed by peer": "another process of this job has ended; the error that explains it is in its output.",
+    "Connection reset by peer": "another process of this job has ended; the error that explains it is in its output.",
+    "Timed out waiting": "another process of this job hangs or is much slower; PerfDDP(timeout=...) sets how long to wait.",
+}
+
 
 def check_arguments(preset: Preset, hook: Any, averaging_period: int | None, **numbers: int | None) -> None:
     """Refuse arguments of the strategy that contradict its preset.
@@ -117,8 +125,8 @@ def check_optimizers(preset: Preset, optimizers: Iterable[Any]) -> None:
         raise MisconfigurationException(f"{name} {reason}: {preset.name} cannot run it; use strategy='perf_ddp'.")
 
 
-def accumulates(trainer: Any) -> bool:
-    """Whether the Trainer, or a schedule among its callbacks, puts several batches into one step."""
-    schedules = [callback for callback in trainer.callbacks if is_a(callback, "GradientAccumulationScheduler")]
-    factors = [factor for schedule in schedules for factor in schedule.scheduling.values()]
-    return max([trainer.accumulate_grad_batches, *factors]) > 1
+def advise(exception: BaseException, preset: Preset) -> None:
+    """Say behind a message of torch what it means here."""
+    for words, advice in _ADVICE.items():
+        if words in str(exception):
+            exception.args = (f"{exception}\n{preset.name}: {advice}", *exception.args[1:])
