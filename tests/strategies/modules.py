@@ -105,10 +105,10 @@ def _build(ns: ModuleType) -> dict[str, type]:
             return super().forward(x - self.centre + self.late)
 
     class Frozen(Plain):
-        """A norm that trains in epoch 0 and evaluates from epoch 1 on, while the rest still trains."""
+        """A norm that evaluates from the fifth batch on, while the rest still trains."""
 
-        def on_train_batch_start(self, *args: Any) -> None:
-            if self.current_epoch >= 1:
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.current_epoch or batch_idx >= 4:
                 self.net[1].eval()
 
     class Teacher(Plain):
