@@ -1,5 +1,6 @@
 """Callbacks and strategies that make an unchanged LightningModule train faster, with a measured report."""
 
+from lightning_perf import pl as pl
 from lightning_perf._version import __version__ as __version__
 from lightning_perf.autopilot.compare import compare as compare
 from lightning_perf.autopilot.export import export as export
@@ -24,3 +25,4 @@ from lightning_perf.speedups.exact_resume import ExactResume as ExactResume
 from lightning_perf.speedups.fast_logging import FastLogging as FastLogging
 from lightning_perf.speedups.malloc_tuning import MallocTuning as MallocTuning
 from lightning_perf.speedups.mixed_precision import AutoMixedPrecision as AutoMixedPrecision
+from lightning_perf.strategies.classes import PerfDDP as PerfDDP

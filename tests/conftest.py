@@ -25,6 +25,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _no_process_group() -> Iterator[None]:
+    """A strategy that was tried with one process leaves its process group behind, which the next test must not meet."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
 def _quiet() -> None:
     """Keep Lightning's device lines out of the output; our own lines are read from ``callback.messages``."""
     for name in ("lightning.pytorch", "pytorch_lightning"):

@@ -29,7 +29,9 @@ FLOORS = {
     "pruning": 1,
     "host": 2,
     "speedups": 2,
+    "strategies": 2,
 }
+FLOORS.update({"pl": 3})
 FLOORS.update({"autopilot": 3, "cli": 4, "__main__": 5})
 SHARED_SIBLINGS = {"host"}  # every room of floor 2 may use the doors
 
@@ -137,6 +139,7 @@ def test_public_names() -> None:
         "MallocTuning",
         "OptimizerFactory",
         "QuantizationAwareTraining",
+        "PerfDDP",
         "Report",
         "ThroughputProfiler",
         "compare",

@@ -8,12 +8,20 @@ from collections.abc import Sequence
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_perf
-from lightning_perf.cli import compare_command, export_command, profile_command, quantize_command, race_command
+from lightning_perf.cli import (
+    compare_command,
+    export_command,
+    link_command,
+    profile_command,
+    quantize_command,
+    race_command,
+)
 from lightning_perf.cli.trainer_cli import trainer_command
 
 _COMMANDS = {
     "compare": compare_command.run,
     "export": export_command.run,
+    "link": link_command.run,
     "profile": profile_command.run,
     "quantize": quantize_command.run,
     "race": race_command.run,
@@ -31,6 +39,8 @@ Commands of lightning_perf:
               lightning-perf compare --config baseline.yaml --config fast.yaml
   export      write a folder that runs in other runtimes, every variant checked and timed:
               lightning-perf export --config my.yaml --ckpt_path best.ckpt --output model.lpx
+  link        measure the link between processes, for the choice of a DDP preset:
+              torchrun --nnodes=2 --nproc-per-node=1 ... -m lightning_perf link
   profile     train some steps and report where the time goes and what to switch on:
               lightning-perf profile --config my.yaml --html profile.html
   quantize    quantize without training, within a budget for the metric, and export:

@@ -62,6 +62,13 @@ PRIVATE_NAMES = (
     PrivateName(
         "loops.training_epoch_loop._TrainingEpochLoop", "_should_check_val_fx", ("self", "data_fetcher"), "race"
     ),
+    PrivateName(_CONNECTOR, "metrics", None, "PerfDDP"),
+    PrivateName(_RESULTS, "valid_items", ("self",), "PerfDDP"),
+    PrivateName(_RESULT, "compute", ("self",), "PerfDDP"),
+    PrivateName("trainer.connectors.signal_connector._SignalConnector", "_sigterm_notifier_fn", None, "PerfDDP"),
+    PrivateName("loops.fit_loop._FitLoop", "on_advance_end", ("self",), "PerfDDP"),
+    PrivateName("strategies.DDPStrategy", "_register_ddp_hooks", ("self",), "PerfDDP"),
+    PrivateName("strategies.DDPStrategy", "_setup_model", ("self", "model"), "PerfDDP"),
     PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
 )
 

@@ -365,7 +365,7 @@ def test_recipe_imports_nothing_of_the_library() -> None:
 
 
 def test_configs_differ_in_callbacks_only() -> None:
-    configs = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS}
+    configs = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS if path.stem != "ddp"}
     assert {"baseline", "lossless", "fast", "qat", "pruned"} <= set(configs)
     callbacks = {name: config["trainer"].pop("callbacks") for name, config in configs.items()}
     assert all(config == configs["baseline"] for config in configs.values())
@@ -405,7 +405,7 @@ def test_every_config_fits_in_a_plain_lightning_cli(config: Path, book: Path, mo
     monkeypatch.chdir(book.parent)
     monkeypatch.setattr(sys, "argv", ["fit"])  # Lightning warns about other arguments beside args=
     arguments = ["fit", "--config", str(config), "--trainer.fast_dev_run=2", "--trainer.accelerator=cpu"]
-    arguments += ["--model.init_args.width=16", "--model.init_args.layers=1"]
+    arguments += ["--trainer.devices=1", "--model.init_args.width=16", "--model.init_args.layers=1"]
     arguments += [f"--data.init_args.path={book}", "--data.init_args.batch_size=2"]
     cli = LightningCLI(args=arguments, save_config_callback=None)
     class_path = yaml.safe_load(config.read_text())["model"]["class_path"]

@@ -1,0 +1,110 @@
+"""SIGTERM agreed between processes now and then, in place of Lightning's blocking broadcast before every micro-batch.
+
+Both halves of Lightning's scheme are replaced: the broadcast in the loop and its partner inside the signal handler, which
+without the other would wait for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from lightning_perf.host.doors import Undo, require, wrap_at
+from lightning_perf.host.namespaces import namespace_of
+
+#: Without ``every``, the processes agree about this often, so that a SIGTERM is answered soon in a run of slow steps too.
+_SECONDS = 1.0
+_MOST_STEPS = 100
+
+
+class Question(NamedTuple):
+    """Something else to agree on at the same moment: ``ask`` on every process, ``answer(any of them)`` on every one."""
+
+    ask: Callable[[], bool]
+    answer: Callable[[bool], None]
+
+
+def steps_until_next(seconds_per_step: float) -> int:
+    """After how many steps to agree again; every process computes it from the same agreed number."""
+    if seconds_per_step <= 0:
+        return 1
+    return max(1, min(_MOST_STEPS, int(_SECONDS / seconds_per_step)))
+
+
+class SigtermAgreement:
+    """Asks now and then whether a process was told to end, and ends all of them before the same batch.
+
+    Args:
+        trainer: the Trainer that fits.
+        device: where a tensor must be to be reduced.
+        every: number of micro-batches between two agreements; ``None`` for about one a second.
+        questions: what else is agreed on, in the same all-reduce.
+    """
+
+    def __init__(self, trainer: Any, device: torch.device, every: int | None, questions: list[Question]) -> None:
+        self._trainer, self._device, self._every, self._questions = trainer, device, every, questions
+        self._pending = False
+        self._left, self._taken, self._since = 1, 0, time.perf_counter()
+
+    def notice(self, signum: int, frame: Any) -> None:
+        """Signal handler: remember, and tell the processes that this one started; no collective runs in here."""
+        if self._pending:
+            return
+        self._pending = True
+        launcher = self._trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(signum)
+        if self._trainer.state.fn != "fit":  # nobody agrees on anything there; the loop looks at its own flag
+            self._trainer._signal_connector.received_sigterm = True
+
+    def agree(self) -> None:
+        """Stands in for Lightning's broadcast before every micro-batch.
+
+        Raises:
+            SIGTERMException: on every process, if one of them has been told to end.
+        """
+        self._left -= 1
+        if self._left > 0:
+            self._taken += 1
+            return
+        now = time.perf_counter()
+        seconds = (now - self._since) / self._taken if self._taken else 0.0
+        votes = [float(self._pending), seconds, *(float(question.ask()) for question in self._questions)]
+        told = torch.tensor(votes, dtype=torch.float32, device=self._device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        ended, slowest, *answers = told.tolist()
+        self._left = self._every or steps_until_next(slowest)
+        self._taken, self._since = 1, now
+        for question, answer in zip(self._questions, answers, strict=True):
+            question.answer(bool(answer))
+        if ended:
+            self._trainer._signal_connector.received_sigterm = True
+            raise namespace_of(self._trainer).utilities.exceptions.SIGTERMException()
+
+    def close(self) -> None:
+        """A signal that came after the last agreement is left for whoever asks ``trainer.received_sigterm``."""
+        if self._pending:
+            self._trainer._signal_connector.received_sigterm = True
+
+
+def agree_on_sigterm(
+    trainer: Any, device: torch.device, every: int | None, questions: list[Question], undo: Undo
+) -> SigtermAgreement:
+    """Put an agreement in the place of both halves of Lightning's; call it before Lightning registers its handlers.
+
+    Raises:
+        DoorClosed: if this release of Lightning handles SIGTERM in another way.
+    """
+    loop = require(require(trainer, "fit_loop"), "epoch_loop")
+    connector = require(trainer, "_signal_connector")
+    require(connector, "received_sigterm")
+    require(connector, "_sigterm_notifier_fn", parameters=("signum", "_"))
+    agreement = SigtermAgreement(trainer, device, every, questions)
+    undo.push(wrap_at(loop, "_broadcast_sigterm_tensor", lambda inner: agreement.agree))
+    undo.push(wrap_at(connector, "_sigterm_notifier_fn", lambda inner: agreement.notice))
+    undo.push(agreement.close)
+    return agreement

@@ -1,0 +1,306 @@
+"""The strategy behind every preset: Lightning's DDPStrategy, with its levers; one class for each namespace."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _BufferCommHookLocation
+
+from lightning_perf.host import DoorClosed, MisconfigurationException, Undo
+from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
+from lightning_perf.host.fused_sync import FusedSync, fuse_sync
+from lightning_perf.host.ragged_epochs import RaggedEpochs
+from lightning_perf.host.sigterm_agreement import Question, agree_on_sigterm
+from lightning_perf.strategies.buffer_sync import BufferSync, any_rank
+from lightning_perf.strategies.compression_hooks import MOST_INT8, Bfloat16Hook, Int8Hook, gathered_on_zero
+from lightning_perf.strategies.ddp_arguments import ddp_arguments
+from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
+from lightning_perf.strategies.presets import preset_called
+from lightning_perf.strategies.refusals import (
+    advise,
+    check_arguments,
+    check_backend,
+    check_module,
+    check_optimizers,
+)
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import DDPStrategy as _DDPStrategy
+else:
+    _DDPStrategy = object
+
+_BUFFER_BYTES = 250 * 1024 * 1024
+_STATE = "lightning_perf_ddp"
+
+
+class PerfDDPMixin(_DDPStrategy):
+    """DDP without what it need not pay for; ``Trainer(strategy="perf_ddp")`` and the other names are its presets.
+
+    Takes every argument of Lightning's DDPStrategy, ``start_method`` included. Learning rate and batch size stay yours.
+
+    Args:
+        preset: a name of the table in ``docs/guides/ddp.md``.
+        agree_every: micro-batches between two agreements on SIGTERM; ``None`` for about one a second.
+        average_every: ``perf_local_sgd`` only: optimizer steps between two averages of the weights.
+        warmup_steps: ``perf_local_sgd`` only: optimizer steps at the start that are exchanged as in ddp.
+
+    Raises:
+        MisconfigurationException: if the preset is unknown, or cannot run with what it is given.
+
+    Example::
+
+        >>> import lightning_perf as lp
+        >>> lp.PerfDDP(preset="perf_ddp", find_unused_parameters=True).preset.promise
+        'exact'
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        preset: str = "perf_ddp",
+        agree_every: int | None = None,
+        average_every: int = 8,
+        warmup_steps: int = 100,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.preset = preset_called(preset)
+        check_arguments(
+            self.preset,
+            self._ddp_comm_hook,
+            self._model_averaging_period,
+            agree_every=agree_every,
+            average_every=average_every,
+            warmup_steps=warmup_steps,
+        )
+        self.messages: list[str] = []
+        self._agree_every = agree_every
+        self._period = LocalPeriod(average_every, warmup_steps) if self.preset.local else None
+        self._given_kwargs = dict(self._ddp_kwargs)
+        self._undo_run = Undo()
+        self._sync: FusedSync | None = None
+        self._kept_sync: FusedSync | None = None
+        self._buffers: BufferSync | None = None
+        self._ragged: RaggedEpochs | None = None
+        self._int8: Int8Hook | None = None
+        self._residuals: dict[str, Tensor] | None = None
+        self._parted, self._starts = False, False
+
+    def say(self, text: str) -> None:
+        """One line on rank zero, kept in ``messages`` as well."""
+        line = f"{self.preset.name}: {text}"
+        self.messages.append(line)
+        rank_zero_info(line)
+
+    def _configure_launcher(self) -> None:
+        """Lightning's hook, called when the Trainer is made: a notebook cannot be started a second time as a script."""
+        if hasattr(sys, "ps1") and self._start_method == "popen":
+            raise MisconfigurationException(
+                f"strategy={self.preset.name!r} starts the script again for every process, which a notebook cannot; use "
+                f"strategy=PerfDDP(preset={self.preset.name!r}, start_method='fork') there."
+            )
+        super()._configure_launcher()
+
+    def setup_distributed(self) -> None:
+        """Lightning's hook: check the backend before processes wait for each other."""
+        self.set_world_ranks()
+        check_backend(self._get_process_group_backend(), self.root_device, self.world_size)
+        super().setup_distributed()
+
+    def setup(self, trainer: Any) -> None:
+        """Lightning's hook: stand at the doors, then set up as DDPStrategy does."""
+        self._undo_run.run()
+        self._ddp_kwargs = dict(self._given_kwargs)
+        fitting = trainer.state.fn == "fit"
+        if fitting:
+            check_module(self.preset, trainer.lightning_module, self.precision_plugin)
+        if self.world_size < 2:
+            self.say("one process: nothing to exchange.")
+        else:
+            for lever in (self._fuse_logging, self._agree, self._end_together, self._average_at_epoch_end):
+                try:
+                    lever(trainer)
+                except DoorClosed as closed:
+                    self.say(f"one lever less: {closed}")
+            if fitting:
+                self._ddp_kwargs = ddp_arguments(self.preset, self._given_kwargs, trainer, self.root_device, self.say)
+        super().setup(trainer)
+        self._residuals, self._parted = None, False
+        if fitting:
+            check_optimizers(self.preset, self.optimizers)
+
+    def _fuse_logging(self, trainer: Any) -> None:
+        # Lightning compares the function that reduces a value with that of the run before: it has to be the same one.
+        self._kept_sync = self._kept_sync or FusedSync(self.root_device, self.reduce)
+        fuse_sync(trainer, self._kept_sync, self._undo_run)
+        self._sync = self._kept_sync
+        self._undo_run.push(setattr, self, "_sync", None)
+
+    def _agree(self, trainer: Any) -> None:
+        questions = [Question(self._ask_buffers, self._answer_buffers)]
+        agree_on_sigterm(trainer, self.root_device, self._agree_every, questions, self._undo_run)
+
+    def _end_together(self, trainer: Any) -> None:
+        self._ragged = RaggedEpochs(trainer, self.root_device)
+        self._undo_run.push(setattr, self, "_ragged", None)
+
+    def _average_at_epoch_end(self, trainer: Any) -> None:
+        if self._period is not None:
+            self._undo_run.push(at_epoch_end(trainer, self._average))
+
+    def _ask_buffers(self) -> bool:
+        return self._buffers is not None and self._buffers.ask()
+
+    def _answer_buffers(self, anywhere: bool) -> None:
+        if self._buffers is not None:
+            self._buffers.answer(anywhere)
+
+    def _setup_model(self, model: Any) -> DistributedDataParallel:
+        """DDP on the current stream: a side stream makes autograd synchronise two streams in every backward."""
+        wrapper = DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+        if self.world_size > 1:
+            self._defer_buffers(wrapper, model)
+        return wrapper
+
+    def _defer_buffers(self, wrapper: Any, model: Any) -> None:
+        def broadcast(tensors: list[Tensor]) -> None:
+            dist._broadcast_coalesced(wrapper.process_group, tensors, _BUFFER_BYTES, 0)  # pyright: ignore
+
+        self._buffers = BufferSync(model, broadcast, any_rank(self.root_device))
+        self._undo_run.push(setattr, self, "_buffers", None)
+        wrapper._register_buffer_comm_hook(None, self._buffers, _BufferCommHookLocation.PRE_FORWARD)
+
+    def _register_ddp_hooks(self) -> None:
+        """Communication hooks on every backend: Lightning's own method drops them off CUDA without a word."""
+        wrapper: Any = self.model
+        if self.preset.compression and self.world_size > 1:
+            self._compress(wrapper)
+        elif self._ddp_comm_hook is not None:
+            hook = self._ddp_comm_wrapper(self._ddp_comm_hook) if self._ddp_comm_wrapper else self._ddp_comm_hook
+            wrapper.register_comm_hook(state=self._ddp_comm_state, hook=hook)
+
+    def _compress(self, wrapper: Any) -> None:
+        if self.preset.compression == "int8" and self.world_size <= MOST_INT8:
+            self._int8 = Int8Hook(wrapper.process_group, wrapper.module)
+            self._undo_run.push(setattr, self, "_int8", None)
+            if self._residuals is not None:
+                self._int8.load_state_dict(self._residuals)
+                self._residuals = None
+            wrapper.register_comm_hook(None, self._int8.reduce)
+            return
+        if self.preset.compression == "int8":
+            self.say(
+                f"{self.world_size} processes: above {MOST_INT8}, int8 for each of them is more than bfloat16 added on the "
+                "way; gradients travel as bfloat16."
+            )
+        wrapper.register_comm_hook(None, Bfloat16Hook(wrapper.process_group).reduce)
+
+    def on_train_start(self) -> None:
+        """Lightning's hook, after a restore: local SGD goes on where the checkpoint was written."""
+        if self._period is not None:
+            self._period.resume(batches_that_stepped(self._trainer))
+        self._starts = True
+        super().on_train_start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook: what changes by epoch is looked at anew at each one's start, or where a run is resumed."""
+        super().on_train_batch_start(batch, batch_idx)
+        first, self._starts = batch_idx == 0 or self._starts, False
+        if self._ragged is not None:
+            uneven = self._ragged.start_epoch() if first else None
+            if uneven:
+                self.say(f"processes have {uneven[0]} to {uneven[1]} batches; every epoch ends after {uneven[0]}.")
+            self._ragged.start_batch()
+        if first and self._buffers is not None:
+            self._buffers.watch()
+        if self._period is not None and self._period.due(batches_that_stepped(self._trainer)):
+            self._average()
+
+    @property
+    def _trainer(self) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
+
+    def _average(self) -> None:
+        """Make the weights of all processes equal, if a local step has parted them."""
+        if self._parted:
+            self._parted = False
+            average_module(self._trainer.lightning_module)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's step, and then one all-reduce for what it logged."""
+        self._stay_local()
+        watching = self._buffers.forward() if self._buffers is not None else nullcontext()
+        with self._logging(), watching:
+            return super().training_step(*args, **kwargs)
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Lightning's hook; under manual optimization its forward has switched the exchange on again."""
+        self._stay_local()
+        super().pre_backward(closure_loss)
+
+    def _stay_local(self) -> None:
+        """Leave DDP's exchange out of the coming backward, if the step is to be local."""
+        if self._period is not None and self._period.local and self.world_size > 1:
+            self._parted = True
+            wrapper: Any = self.model
+            wrapper.require_backward_grad_sync = False
+
+    def on_validation_start(self) -> None:
+        """Lightning's hook: validation sees the weights that a checkpoint would hold."""
+        self._average()
+        super().on_validation_start()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Lightning's hook, on every process of a save: the weights that all agree on."""
+        self._average()
+        return super().lightning_module_state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Lightning's hook, on every process: what every process still owes the others travels along."""
+        if self._int8 is not None and "optimizer_states" in checkpoint:
+            residuals = gathered_on_zero(self._int8.state_dict())
+            if residuals is not None:
+                checkpoint[_STATE] = {"residuals": residuals}
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Lightning's hook: keep this process's part for the hook that is made later."""
+        checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        kept = checkpoint.get(_STATE, {}).get("residuals", [])
+        self._residuals = None
+        if self.preset.compression == "int8" and len(kept) == self.world_size:
+            self._residuals = kept[self.global_rank]
+        elif self.preset.compression == "int8" and kept:
+            self.say(f"the checkpoint was written by {len(kept)} processes; error feedback starts from zero.")
+        return checkpoint
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's step, and then one all-reduce for what it logged."""
+        with self._logging():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's step, and then one all-reduce for what it logged."""
+        with self._logging():
+            return super().test_step(*args, **kwargs)
+
+    def _logging(self) -> AbstractContextManager[None]:
+        return self._sync.step() if self._sync is not None else nullcontext()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Lightning's hook: say what a message of torch means, and put everything back."""
+        super().on_exception(exception)
+        advise(exception, self.preset)
+        self._undo_run.run()
+
+    def teardown(self) -> None:
+        """Lightning's hook: put everything back."""
+        self._undo_run.run()
+        super().teardown()

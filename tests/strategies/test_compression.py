@@ -1,0 +1,91 @@
+"""Compressed gradients against arithmetic written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_perf.strategies.compression import (
+    BLOCK,
+    bytes_on_the_wire,
+    dequantize,
+    mean_of_payloads,
+    pack,
+    padded,
+    quantize,
+    quantize_with_feedback,
+    unpack,
+)
+
+
+def naive(values: list[float]) -> tuple[list[int], float]:
+    """One block: the largest magnitude becomes 127."""
+    scale = max(abs(value) for value in values) / 127
+    return [round(value / scale) if scale else 0 for value in values], scale
+
+
+def test_a_block_is_what_the_definition_says() -> None:
+    values = torch.randn(3 * BLOCK, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1e-6, 1.0, 1e6]
+    ).repeat_interleave(BLOCK)
+    values[2 * BLOCK :] = 0
+    codes, scales = quantize(values)
+    for index in range(3):
+        block = values[index * BLOCK : (index + 1) * BLOCK].tolist()
+        expected, scale = naive(block)
+        assert scales[index].item() == pytest.approx(scale, rel=1e-6)
+        found = codes[index * BLOCK : (index + 1) * BLOCK].tolist()
+        assert found == expected
+    error = (dequantize(codes, scales) - values).abs().view(3, -1).amax(1)
+    assert (error <= scales / 2 * 1.001).all()
+
+
+def test_packing_loses_nothing_and_has_the_size_of_the_formula() -> None:
+    values = torch.randn(4 * BLOCK)
+    codes, scales = quantize(values)
+    payload = pack(codes, scales)
+    assert all(torch.equal(one, other) for one, other in zip(unpack(payload), (codes, scales), strict=True))
+    assert payload.numel() == bytes_on_the_wire("int8", [4 * BLOCK], 2)
+
+
+def test_the_mean_is_that_of_the_decoded_values() -> None:
+    parts = [torch.randn(2 * BLOCK) for _ in range(3)]
+    sent = [pack(*quantize(part)) for part in parts]
+    expected = torch.stack([dequantize(*quantize(part)) for part in parts]).mean(0)
+    assert torch.allclose(mean_of_payloads(sent), expected, rtol=1e-6)
+
+
+def test_error_feedback_loses_nothing_over_time() -> None:
+    """What was sent in all steps and what is still owed add up to the gradients; without feedback it would drift."""
+    generator = torch.Generator().manual_seed(1)
+    residual = torch.zeros(BLOCK)
+    given, sent, without = torch.zeros(3, BLOCK)
+    for _ in range(50):
+        gradient = torch.randn(BLOCK, generator=generator) * 0.01
+        gradient[0] = 10.0  # one large value makes the others round to almost nothing
+        given += gradient
+        sent += dequantize(*unpack(quantize_with_feedback(gradient.clone(), residual)))
+        without += dequantize(*quantize(gradient))
+    assert torch.allclose(sent + residual, given, atol=1e-3)
+    assert (sent - given).abs().max() < 10 / 127
+    assert (without - given).abs()[1:].mean() > 2 * (sent - given).abs()[1:].mean()
+
+
+def test_an_infinite_gradient_is_seen_and_forgotten() -> None:
+    residual = torch.zeros(2 * BLOCK)
+    gradient = torch.ones(2 * BLOCK)
+    gradient[3] = float("inf")
+    decoded = dequantize(*unpack(quantize_with_feedback(gradient, residual)))
+    assert not decoded[:BLOCK].isfinite().all()
+    assert decoded[BLOCK:].isfinite().all()
+    assert residual.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("compression", "world_size", "expected"),
+    [(None, 2, 4000), (None, 4, 6000), ("bf16", 2, 2000), ("bf16", 4, 3000), ("int8", 2, 1040), ("int8", 4, 3120)],
+)
+def test_bytes_by_hand(compression: str | None, world_size: int, expected: float) -> None:
+    """1000 elements: four blocks of 260 bytes."""
+    assert padded(1000) == 1024
+    assert bytes_on_the_wire(compression, [1000], world_size) == expected

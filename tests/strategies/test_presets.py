@@ -1,0 +1,127 @@
+"""Names, arguments and refusals, in one process."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.cli import LightningCLI
+from pytorch_lightning.cli import LightningCLI as StandaloneCLI
+
+import lightning_perf as lp
+from lightning_perf.host import MisconfigurationException
+from lightning_perf.host.sigterm_agreement import steps_until_next
+from lightning_perf.strategies.link import Link, bucket_mib, fit_link
+from lightning_perf.strategies.local_sgd import LocalPeriod
+from lightning_perf.strategies.presets import PRESETS
+from tests.strategies.modules import make, rows
+
+CLASSES = {"lightning.pytorch": lp.PerfDDP, "pytorch_lightning": lp.pl.PerfDDP}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_names_are_known_in_both_namespaces(name: str, ns: ModuleType, quiet: dict[str, Any]) -> None:
+    strategy = ns.Trainer(strategy=name, **quiet).strategy
+    assert type(strategy) is CLASSES[ns.__name__]
+    assert isinstance(strategy, ns.strategies.DDPStrategy)
+    assert strategy.preset.name == name
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(
+        MisconfigurationException, match="'perf_dpd' is unknown; the presets are perf_ddp, perf_ddp_static"
+    ):
+        lp.PerfDDP(preset="perf_dpd")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"preset": "perf_ddp_int8", "ddp_comm_hook": print}, "leave the hook out, or use preset='perf_ddp'"),
+        ({"preset": "perf_local_sgd", "model_averaging_period": 4}, "model_averaging_period=4.*average_every"),
+        ({"agree_every": 0}, "agree_every=0 must be at least 1"),
+        ({"average_every": 0}, "average_every=0 must be at least 1"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be at least 0"),
+    ],
+)
+def test_arguments_that_contradict(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(MisconfigurationException, match=words):
+        lp.PerfDDP(**arguments)
+
+
+def test_a_notebook_is_told_what_to_use(monkeypatch: pytest.MonkeyPatch, quiet: dict[str, Any]) -> None:
+    import lightning.pytorch as ns
+
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(MisconfigurationException, match="PerfDDP\\(preset='perf_ddp', start_method='fork'\\)"):
+        ns.Trainer(strategy="perf_ddp", **{**quiet, "devices": 2})
+
+
+def test_strategies_pickle_and_take_ddps_arguments() -> None:
+    for cls in CLASSES.values():
+        strategy = cls(start_method="spawn", find_unused_parameters=True, preset="perf_ddp_bf16")
+        again = pickle.loads(pickle.dumps(strategy))
+        assert type(again) is cls
+        assert again._ddp_kwargs == {"find_unused_parameters": True}
+        assert again._start_method == "spawn"
+
+
+@pytest.mark.parametrize(
+    ("cli", "ns_name"), [(LightningCLI, "lightning.pytorch"), (StandaloneCLI, "pytorch_lightning")]
+)
+@pytest.mark.parametrize("spelling", ["name", "class"])
+def test_both_clis_take_them(cli: Any, ns_name: str, spelling: str, tmp_path: Path) -> None:
+    """By name, and by class path with DDP's own arguments, which jsonargparse then passes all of."""
+    home = "lightning_perf.PerfDDP" if ns_name == "lightning.pytorch" else "lightning_perf.pl.PerfDDP"
+    text = "perf_ddp_int8"
+    if spelling == "class":
+        text = f"{{class_path: {home}, init_args: {{preset: perf_ddp_int8, gradient_as_bucket_view: true}}}}"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"trainer: {{accelerator: cpu, devices: 1, logger: false, strategy: {text}}}")
+    model = import_module(f"{ns_name}.demos.boring_classes").BoringModel
+    built = cli(model, args=["--config", str(config)], run=False, save_config_callback=None)
+    assert type(built.trainer.strategy) is CLASSES[ns_name]
+    assert built.trainer.strategy.preset.name == "perf_ddp_int8"
+
+
+def test_one_process_is_plain_training(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Every preset ends where ddp with one process does, and says that there is nothing to exchange."""
+    weights = {}
+    for strategy in ("ddp", *PRESETS):
+        module = make("Plain", ns)
+        torch.manual_seed(1)
+        trainer = ns.Trainer(**quiet, strategy=strategy, max_epochs=1)
+        trainer.fit(module, rows())
+        weights[strategy] = torch.cat([value.flatten() for value in module.state_dict().values()])
+        if strategy != "ddp":
+            assert "one process" in trainer.strategy.messages[0]
+    assert all(torch.equal(weights["ddp"], other) for other in weights.values())
+
+
+def test_agreements_come_about_once_a_second() -> None:
+    found = [steps_until_next(seconds) for seconds in (0.0, 1e-4, 0.02, 0.3, 5.0)]
+    assert found == [1, 100, 50, 3, 1]
+
+
+def test_local_periods() -> None:
+    """Two synchronous steps, then an average every third; a resumed run starts a new period."""
+    period = LocalPeriod(every=3, warmup=2)
+    found = [(period.local, period.due(taken)) for taken in range(1, 9)]
+    assert [local for local, _ in found] == [False, False, *[True] * 6]
+    assert [taken for taken, (_, due) in enumerate(found, 1) if due] == [5, 8]
+    period.resume(7)
+    assert [period.due(taken) for taken in (8, 9, 10)] == [False, False, True]
+
+
+def test_buckets_suit_the_link() -> None:
+    assert fit_link(0.01, 0.03, small=0, large=2_000_000) == Link(0.01, 1e8)
+    slow = Link(latency=0.02, bandwidth=1e8)  # 2 MB on the way at any moment
+    assert bucket_mib(slow, 10**9) == 10
+    assert bucket_mib(slow, 1_000_000) == 1  # all gradients fit one bucket
+    assert bucket_mib(Link(1.0, 1e10), 10**9) == 25

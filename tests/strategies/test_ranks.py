@@ -1,0 +1,159 @@
+"""Presets on several processes, from one start per number of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_perf.strategies.compression import bytes_on_the_wire
+from lightning_perf.strategies.presets import PRESETS
+from tests.strategies.launch import finish, log_of, run, start
+from tests.strategies.worker import EXACT, NEAR
+
+pytestmark = pytest.mark.ddp
+
+FOUR = ("perf_ddp-adamw_clipped", "perf_ddp_bf16-sgd", "perf_ddp_int8-sgd", "perf_local_sgd-sgd")
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks found."""
+    return run("tests.strategies.worker", tmp_path_factory.mktemp("two") / "results.json", 2)
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What four ranks found, in a few of the cases."""
+    return run("tests.strategies.worker", tmp_path_factory.mktemp("four") / "results.json", 4, *FOUR)
+
+
+def of(results: dict[str, Any], name: str) -> Any:
+    result = results.get(name, {"error": "not run: an earlier case failed"})
+    assert "error" not in result, result["error"]
+    return result
+
+
+@pytest.mark.parametrize("case", [f"{preset}-{name}" for preset, name in EXACT])
+def test_exact_presets_end_where_ddp_ends(case: str, two: dict[str, Any]) -> None:
+    """Weights, every loss and every metric on both ranks, bit for bit; buffers where the checkpoint is written."""
+    result = of(two, case)
+    for name in ("parameters", "buffers", "losses", "metrics", "equal_ranks"):
+        assert result[name], (name, result)
+
+
+def test_exact_on_four_ranks(four: dict[str, Any]) -> None:
+    """Weights and buffers; sums of metrics are rounded once here and at every addition in plain ddp."""
+    result = of(four, FOUR[0])
+    assert [result[name] for name in ("parameters", "buffers", "equal_ranks")] == [True] * 3
+    for plain, perf in result["apart"].values():
+        assert perf == pytest.approx(plain, rel=1e-6)
+
+
+def test_what_need_not_travel_does_not(two: dict[str, Any]) -> None:
+    """DDP asks before 5 of 6 forwards of an epoch, of which 2 are watched, at a validation, and once at the very start."""
+    counts = of(two, "perf_ddp-sgd")["counts"]
+    assert counts["_broadcast_coalesced"] == 1 + 1 + 2 * (2 + 1)
+    assert of(two, "perf_ddp-changing_buffers")["counts"]["_broadcast_coalesced"] == 1 + 1 + 2 * (5 + 1)
+    assert "broadcast" not in counts
+
+
+def test_static_steps_aside_under_accumulation(two: dict[str, Any]) -> None:
+    assert "static_graph stays off" in of(two, "perf_ddp_static-accumulated")["messages"][0]
+    assert of(two, "perf_ddp_static-sgd")["messages"] == []
+
+
+def test_overlap_says_what_it_chose(two: dict[str, Any]) -> None:
+    assert "buckets of" in of(two, "perf_ddp_overlap-adamw_clipped")["messages"][0]
+
+
+@pytest.mark.parametrize("case", [f"{preset}-{name}" for preset, name in NEAR])
+def test_ranks_agree_wherever_somebody_looks(case: str, two: dict[str, Any]) -> None:
+    """At every validation and checkpoint and at the end; local SGD parts the ranks in between, the others never do."""
+    result = of(two, case)
+    assert all(result["equal"])
+    assert len(result["equal"]) > 5
+    assert 0 < result["distance"] < result["moved"]
+    local = case.startswith("perf_local_sgd")
+    assert all(result["parted"]) != local
+    assert result["buffers"] or not local
+
+
+@pytest.mark.parametrize("case", FOUR[1:])
+def test_ranks_agree_on_four(case: str, four: dict[str, Any]) -> None:
+    assert all(of(four, case)["equal"])
+
+
+@pytest.mark.parametrize("compression", ["bf16", "int8"])
+def test_bytes_are_those_of_the_formula(compression: str, two: dict[str, Any]) -> None:
+    result = of(two, f"perf_ddp_{compression}-sgd")
+    assert set(result["gathered"]) == {bytes_on_the_wire(compression, result["sizes"], 2)}
+    assert len(result["gathered"]) == 12  # one bucket, one collective a step
+    accumulated = of(two, f"perf_ddp_{compression}-accumulated")
+    assert len(accumulated["gathered"]) == 6
+
+
+def test_int8_on_four_ranks_sends_to_three(four: dict[str, Any]) -> None:
+    result = of(four, "perf_ddp_int8-sgd")
+    assert set(result["gathered"]) == {bytes_on_the_wire("int8", result["sizes"], 4)}
+
+
+def test_error_feedback_travels_in_the_checkpoint(two: dict[str, Any]) -> None:
+    """A resumed run equals the uninterrupted one; plain ddp loads the same file."""
+    assert of(two, "resume") == {"equal": True, "residuals": 2, "nonzero": True, "plain": True}
+
+
+def test_a_trainer_fits_twice(two: dict[str, Any]) -> None:
+    assert of(two, "again") == {"equal": True}
+
+
+def test_uneven_epochs_end_together(two: dict[str, Any]) -> None:
+    """The shorter rank has 4 batches (with a length) or 3 (without)."""
+    assert of(two, "uneven_sized") == {"steps": 2 * 4, "equal": True}
+    assert of(two, "uneven_stream") == {"steps": 2 * 3, "equal": True}
+
+
+def test_hooks_of_the_user_run_on_gloo(two: dict[str, Any]) -> None:
+    assert of(two, "hook") == {"calls": 12, "equal": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_parameters", "unfreeze"),
+        ("lbfgs", "LBFGS compares losses.*use strategy='perf_ddp'"),
+        ("zero", "ZeroRedundancyOptimizer steps each.*use strategy='perf_ddp'"),
+        ("sparse", "table has sparse gradients.*use strategy='perf_ddp'"),
+        ("nccl", "cannot reduce tensors on the CPU; use process_group_backend='gloo'"),
+        ("world_size", "7 processes is initialised already, and the Trainer expects 2"),
+    ],
+)
+def test_refusals(name: str, words: str, two: dict[str, Any]) -> None:
+    assert re.search(words, of(two, "refusals")[name])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_sample_once_and_in_order(preset: str, two: dict[str, Any]) -> None:
+    result = of(two, f"evaluation-{preset}")
+    first, second = result["predicted"]
+    interleaved = [index for pair in zip(first, second, strict=True) for index in pair]
+    assert interleaved == list(range(10))
+    assert sorted(result["tested"][0] + result["tested"][1]) == list(range(8))
+
+
+def test_sigterm_on_one_rank_ends_all_with_a_checkpoint(tmp_path: Path) -> None:
+    processes = start("tests.strategies.fault_worker", tmp_path / "out", 2, "sigterm")
+    assert finish(processes, 120) == [0, 0]
+    for rank in range(2):
+        assert "ended by SIGTERM" in log_of(tmp_path / "out", rank).read_text()
+    assert (tmp_path / "on_exception.ckpt").exists()
+
+
+def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
+    processes = start("tests.strategies.fault_worker", tmp_path / "out", 2, "die")
+    codes = finish(processes, 120)
+    assert codes[0] != 0
+    assert codes[1] == 3
+    assert "another process of this job has ended" in log_of(tmp_path / "out", 0).read_text()
