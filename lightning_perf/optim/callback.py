@@ -32,7 +32,7 @@ from lightning_perf.optim.callback_replacement import (
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.registry import build, get_optimizer
 from lightning_perf.optim.schedules import get_schedule
-from lightning_perf.optim.warmup import averaging_power, own_warmup
+from lightning_perf.optim.warmup import own_warmup, rate_and_power
 
 _AUTO, _FALLBACK = "schedule_free_adamw", "adamw"
 
@@ -228,6 +228,7 @@ class OptimizerFactory(PerfCallback):
     def _replacement(self, trainer: Any, pl_module: Any) -> Replacement:
         assert self.row is not None
         row, schedule, options, infer = self.row, self.schedule, self.options, True
+        lr = self.lr
         if _is_sharded(trainer):
             if self.groups:
                 raise MisconfigurationException(
@@ -235,12 +236,8 @@ class OptimizerFactory(PerfCallback):
                     "the parameters; use DDP or a single device, or leave groups out."
                 )
             known = 0 < trainer.estimated_stepping_batches < float("inf")
-            row, schedule, options, infer = (
-                get_optimizer(_FALLBACK),
-                "warmup_linear" if known else "constant",
-                {},
-                False,
-            )
+            row, options, infer, lr = get_optimizer(_FALLBACK), {}, False, None
+            schedule = "warmup_linear" if known else "constant"
             self.say(
                 f"{type(trainer.strategy).__name__} keeps parameters in shards, whose weights cannot be exchanged for "
                 f"evaluation: {row.name} with schedule {schedule} over the module's own groups instead of {_AUTO}."
@@ -248,14 +245,15 @@ class OptimizerFactory(PerfCallback):
         elif averages(row):
             schedule = "none"
             if self._arguments["optimizer"] == "auto":
-                options = {"r": averaging_power(pl_module), **options}
+                rate, power = rate_and_power(pl_module)
+                options = {"r": power, **options}
+                lr = rate if lr is None else lr
             total = trainer.estimated_stepping_batches
             if "warmup_steps" not in options:
                 known = 0 < total < float("inf")
                 steps, why = own_warmup(pl_module, self.warmup, int(total) if known else None)
                 options = {**options, "warmup_steps": steps}
                 self.say(f"{row.name}: a warm-up of {steps} optimizer steps{why}, no schedule.")
-        lr = self.lr if row is self.row else None
         return Replacement(row, lr, self.weight_decay, schedule, self.groups, options, infer)
 
     def _find_rate(self, trainer: Any, pl_module: Any, rates: RunRates) -> None:

@@ -33,14 +33,16 @@ def needs_warmup(module: nn.Module) -> str | None:
     return None
 
 
-def averaging_power(module: nn.Module) -> float:
-    """Exponent r of t in the weights of a schedule-free average: 0, as in the paper, where a slow start is needed; else 1.
+def rate_and_power(module: nn.Module) -> tuple[float, float]:
+    """Learning rate, and exponent r of t in the weights of the average, of schedule-free AdamW for ``module``.
+
+    Where a slow start is needed, the rate at which it won AlgoPerf's self-tuning track and the paper's r.
 
     Example::
-        >>> averaging_power(nn.Embedding(2, 2)), averaging_power(nn.Conv2d(1, 1, 3))
-        (0.0, 1.0)
+        >>> rate_and_power(nn.Embedding(2, 2)), rate_and_power(nn.Conv2d(1, 1, 3))
+        ((0.0025, 0.0), (0.005, 1.0))
     """
-    return 1.0 if needs_warmup(module) is None else 0.0
+    return (5e-3, 1.0) if needs_warmup(module) is None else (2.5e-3, 0.0)
 
 
 def own_warmup(module: nn.Module, warmup: float | int, total: int | None) -> tuple[int, str]:
