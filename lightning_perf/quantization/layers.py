@@ -95,13 +95,17 @@ class Layer:
         """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them."""
         if self.folded:
             self.part("its batch norm was left out in a later step")
-            warnings.warn(
-                f"layer {self.name!r} was folded with its batch norm, which an evaluation step then left out; the outputs "
-                "of that step were wrong. They are kept apart from now on.",
-                stacklevel=2,
-            )
+            self.regret("left out")
         self.folded = (
             self.norm is not None and self.confirmed and not self.norm.training and not torch.is_grad_enabled()
+        )
+
+    def regret(self, what: str) -> None:
+        """Warn that a folded layer and its batch norm did not come one after the other."""
+        warnings.warn(
+            f"layer {self.name!r} was folded with its batch norm, which an evaluation step then {what}; the outputs of that "
+            "step were wrong. They are kept apart from now on.",
+            stacklevel=3,
         )
 
     def part(self, reason: str) -> None:
@@ -121,7 +125,9 @@ class Layer:
 
 def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The layer's own forward, on rounded inputs and with rounded weights in the place of its parameters."""
-    layer: Layer = module.__dict__[RECORD]
+    layer: Layer | None = module.__dict__.get(RECORD)
+    if layer is None:  # made from the class of a prepared layer, as type(layer)(...) does
+        return own(module, *args, **kwargs)
     if layer.scheme.activations != "none" and layer.active:
         args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
     if layer.rounds:
@@ -142,9 +148,14 @@ def _block_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
 
 def _norm_forward(own: Callable[..., Any], module: nn.Module, input: Tensor) -> Tensor:
     """A batch norm's own forward; where its input is not the output of the layer before, the two are parted for good."""
-    layer: Layer = module.__dict__[RECORD]
+    layer: Layer | None = module.__dict__.get(RECORD)
+    if layer is None:
+        return own(module, input)
     if layer.norm is module and (layer.last is None or layer.last() is not input):
+        folded = layer.folded
         layer.part("its batch norm had another input in a later step")
+        if folded:
+            layer.regret("gave another input")
     output = input if layer.norm is module and layer.folded else own(module, input)
     layer.folded = False
     if layer.shared.observing_outputs and layer.output is not None:
@@ -173,7 +184,7 @@ def unmake(module: nn.Module) -> None:
 def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
     """Every prepared layer of a module, with its qualified name and its record."""
     for name, child in module.named_modules():
-        if role_of(child) == LAYER.name:
+        if role_of(child) == LAYER.name and RECORD in child.__dict__:
             yield name, child, child.__dict__[RECORD]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_perf.quantization.kinds import KINDS, Kind, kind_of, reason_against, unquantized_reason
+from lightning_perf.quantization.kinds import KINDS, NORMS, Kind, kind_of, reason_against, unquantized_reason
 from lightning_perf.quantization.layers import (
     BLOCK,
     LAYER,
@@ -116,6 +116,25 @@ def fold(layer: Layer, norm: nn.Module) -> None:
     layer.norm, layer.unfolded = norm, None
     if role_of(norm) is None:
         make(norm, NORM, layer)
+
+
+def find_norms_again(module: nn.Module) -> None:
+    """Pair layers with what took the place of their batch norms, as a conversion to ``SyncBatchNorm`` and back does."""
+    children = set(module.modules())
+    for _, _, layer in records(module):
+        norm = layer.norm
+        if norm is None or norm in children:
+            continue
+        heir = next((child for child in children if isinstance(child, NORMS) and _same_statistics(child, norm)), None)
+        if heir is None:
+            layer.part("its batch norm is no longer part of the module")
+        else:
+            fold(layer, heir)
+
+
+def _same_statistics(one: nn.Module, other: nn.Module) -> bool:
+    shared = "weight" if getattr(other, "weight", None) is not None else "running_mean"
+    return getattr(one, shared) is getattr(other, shared)
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
