@@ -83,7 +83,7 @@ def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any,
             "a LightningModule with validation, or leave max_drop out."
         )
     for _, _, layer in records(module):
-        layer.active = True
+        layer.active = layer.reason is None
     shared.sensitivity = {}
     callback = Quantize(module)
     if not validates:
@@ -131,7 +131,7 @@ def _meet(
     def only(names: Set[str]) -> None:
         for group, members in groups.items():
             for name in members:
-                layers[name].active = group in names
+                layers[name].active = group in names and layers[name].reason is None
 
     def drop(names: Set[str]) -> float:
         only(names)

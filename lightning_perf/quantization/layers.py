@@ -66,6 +66,8 @@ class Layer:
     last: Any = None  # weak reference to the last output, for the batch norm behind it
     confirmed: bool = False  # whether the pair was seen in an evaluation step too
     folded: bool = False  # whether the last output holds the batch norm already
+    reason: str | None = None  # why it is not active, where its own forward forbids it
+    checked: bool = False  # whether a forward of the user's own is known to leave its weights alone
 
     @property
     def known(self) -> bool:
@@ -112,6 +114,11 @@ class Layer:
         """Give up on folding the batch norm that follows."""
         self.norm, self.output, self.folded, self.unfolded = None, None, False, reason
 
+    def retire(self, reason: str) -> None:
+        """Compute in float from now on."""
+        self.active, self.reason = False, reason
+        warnings.warn(f"layer {self.name!r} is left in float from now on, because {reason}.", stacklevel=3)
+
     def saw(self, output: Any) -> None:
         """Note the range of an output, for runtimes that want it, and remember it for the batch norm behind."""
         if self.norm is not None:
@@ -132,6 +139,7 @@ def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
         args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
     if layer.rounds:
         layer.begin()
+        layer.checked = layer.checked or own.__module__.startswith("torch.")
         with weights_in_place(module, layer), fused_attention_off(layer.kind.family == "attention"):
             output = own(module, *args, **kwargs)
     else:
@@ -210,16 +218,39 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
     if isinstance(module, nn.RNNBase):
         shadows = [(module.__dict__, "_flat_weights", _flat_weights(module, {name: r for _, name, r in shadows}))]
     before = [(names, key, names.get(key, shadows)) for names, key, _ in shadows]
+    watched = [] if layer.checked or torch.compiler.is_compiling() else [_Written(*shadow) for shadow in shadows]
     try:
         for names, key, value in shadows:
             names[key] = value
         yield
+        if any(one.happened() for one in watched):
+            layer.retire("its forward writes to its weights")
+        layer.checked = layer.checked or bool(watched)
     finally:
         for names, key, value in before:
             if value is shadows:
                 names.pop(key, None)
             else:
                 names[key] = value
+
+
+class _Written:
+    """Whether a forward wrote to what stands in the place of a weight, where it would be lost: by value and by place."""
+
+    def __init__(self, names: dict[str, Any], key: str, value: Any) -> None:
+        self.names, self.key = names, key
+        self.before = [(one.data_ptr(), one.detach().clone()) for one in _tensors(value)]
+
+    def happened(self) -> bool:
+        now = _tensors(self.names.get(self.key, []))
+        pairs = zip(now, self.before, strict=False)
+        return len(now) != len(self.before) or any(
+            one.data_ptr() != place or not torch.equal(one, value) for one, (place, value) in pairs
+        )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]
 
 
 def _folded(module: nn.Module, layer: Layer) -> dict[str, Tensor]:

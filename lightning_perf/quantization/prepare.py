@@ -153,7 +153,7 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         "macs": dict(shared.macs),
         "head": shared.head,
         "watched": dict(shared.watched),
-        "inactive": [layer.name for layer in layers if not layer.active],
+        "inactive": {layer.name: layer.reason for layer in layers if not layer.active},
         "confirmed": [layer.name for layer in layers if layer.confirmed],
     }
 
@@ -168,7 +168,7 @@ def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     shared.macs, shared.watched = dict(state["macs"]), dict(state["watched"])
     children = dict(module.named_modules())
     for name, _, layer in records(module):
-        layer.active = name not in state["inactive"]
+        layer.active, layer.reason = name not in state["inactive"], state["inactive"].get(name)
         layer.confirmed = name in state["confirmed"]
         layer.unfolded, layer.feeds_addition = state["unfolded"].get(name), name in state["additions"]
         norm = state["norms"].get(name)

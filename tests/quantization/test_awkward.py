@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import lightning_perf as lp
-from lightning_perf.quantization import folded_float, preparation, prepare, ranges, to_qdq
-from lightning_perf.quantization.callback_schedule import Schedule, batches_of_run
+from lightning_perf.quantization import entries, folded_float, preparation, prepare, ranges, to_qdq
+from lightning_perf.quantization.callback_schedule import batches_of_run
 from lightning_perf.quantization.layers import records
 from lightning_perf.quantization.observers import Samples
+from lightning_perf.quantization.prepare import load_state, state_of
 from lightning_perf.quantization.watch import Watch
 from tests.quantization.modules import images, make
 
@@ -169,7 +170,7 @@ def test_packed_sequences_arrive_whole() -> None:
 
 
 def test_named_tuples_keep_their_names() -> None:
-    Pair = namedtuple("Pair", "a b")  # noqa: PYI024
+    Pair = namedtuple("Pair", "a b")
 
     class Net(nn.Linear):
         def forward(self, batch: Any) -> Tensor:  # type: ignore[override]
@@ -247,3 +248,62 @@ def test_calibration_through_a_trainer_that_has_the_callback(quiet: dict[str, An
     trainer = fit(module, [lp.QuantizationAwareTraining()], quiet)
     lp.quantize(module, images(16), trainer=trainer)
     assert ranges(module)["conv"].input is not None
+
+
+class Constrained(nn.Linear):
+    """A norm held by writing to the weight in forward, as EEGNet does it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 1.0)
+        return super().forward(input)
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+def test_a_forward_that_writes_to_its_weight_is_left_in_float() -> None:
+    net = nn.Sequential(Constrained(4, 2), Scaled(2, 2))
+    x = torch.randn(8, 4)
+    shared = prepare(net, "int8-weight-only")
+    with pytest.warns(UserWarning, match="layer '0' is left in float from now on, because its forward writes"):
+        net(x)
+    net[0].weight.data.fill_(3.0)
+    net(x)
+    assert net[0].weight.norm(dim=1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert [layer.active for _, _, layer in records(net)] == [False, True]
+    notes = {entry.name: entry.note for entry in entries(net)}
+    assert notes["0"] == "its forward writes to its weights"
+    state = state_of(net)
+    other = nn.Sequential(Constrained(4, 2), Scaled(2, 2))
+    prepare(other, "int8-weight-only")
+    load_state(other, state)
+    assert {entry.name: entry.note for entry in entries(other)} == notes
+    assert shared.scheme.name == "int8-weight-only"
+
+
+def test_a_layer_whose_first_input_is_no_float_tensor_says_so() -> None:
+    class Indexed(nn.Linear):
+        def forward(self, index: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x[index])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.indexed, self.head = Indexed(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.indexed(torch.arange(2), x))
+
+    net = lp.quantize(Net(), [torch.randn(3, 4)])
+    note = next(entry.note for entry in entries(net) if entry.name == "indexed")
+    assert note == "its forward was not given input first, as tensors of floating-point numbers"
+
+
+def test_recurrent_work_is_counted_under_keywords() -> None:
+    net = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 4))
+    shared = prepare(net, "int8-weight-only")
+    with Watch(net):
+        net[0](input=torch.randn(3, 2, 4))
+    assert shared.macs["0"] == 3 * 2 * 2 * 16 * 4
