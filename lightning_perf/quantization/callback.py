@@ -229,7 +229,7 @@ class QuantizationAwareTraining(PerfCallback):
 
     def _training_step(self, trainer: Any, step: Callable[[], Any]) -> Any:
         shared = self._shared
-        if shared.observing and not shared.watched["training"]:
+        if shared.quantizing and not shared.watched["training"]:
             with Watch(self._modules[0], "training"):
                 output = step()
             for line in lines(entries(self._modules[0])):

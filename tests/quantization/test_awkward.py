@@ -307,3 +307,10 @@ def test_recurrent_work_is_counted_under_keywords() -> None:
     with Watch(net):
         net[0](input=torch.randn(3, 2, 4))
     assert shared.macs["0"] == 3 * 2 * 2 * 16 * 4
+
+
+def test_a_scheme_without_ranges_is_watched_whatever_freezes(quiet: dict[str, Any]) -> None:
+    module, qat = make(pl), lp.QuantizationAwareTraining("int8-weight-only", freeze_observers=0)
+    fit(module, [qat], quiet)
+    assert layer_of(module, "conv").norm is module.bn
+    assert any("layers quantized" in message for message in qat.messages)
