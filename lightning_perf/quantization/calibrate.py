@@ -85,8 +85,10 @@ def _arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, (Tensor, PackedSequence)):
+    if isinstance(batch, Tensor):
         return batch.to(device)
+    if isinstance(batch, PackedSequence):
+        return batch.to(device)  # pyright: ignore[reportArgumentType]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_moved(value, device) for value in batch))
     if isinstance(batch, Mapping):

@@ -24,6 +24,7 @@ from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
 from lightning_perf.quantization.schemes import Scheme
 from lightning_perf.quantization.swapping import Role, register, role_of, swap, swap_back
+from lightning_perf.quantization.written import Written
 
 RECORD = "_lightning_perf_quantized"
 
@@ -93,13 +94,19 @@ class Layer:
             ranges.observe(slot, x)
         return round_activation(x, *ranges.parameters(slot, x.device)) if self.rounds else x
 
-    def begin(self) -> None:
-        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them."""
+    def begin(self, module: nn.Module) -> None:
+        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them.
+
+        A hook that has come since between the two is shown what it asks for.
+        """
         if self.folded:
             self.part("its batch norm was left out in a later step")
             self.regret("left out")
         self.folded = (
-            self.norm is not None and self.confirmed and not self.norm.training and not torch.is_grad_enabled()
+            self.norm is not None
+            and self.confirmed
+            and not (self.norm.training or torch.is_grad_enabled())
+            and not (module._forward_hooks or self.norm._forward_pre_hooks or self.norm._forward_hooks)
         )
 
     def regret(self, what: str) -> None:
@@ -138,7 +145,7 @@ def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
     if layer.scheme.activations != "none" and layer.active:
         args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
     if layer.rounds:
-        layer.begin()
+        layer.begin(module)
         layer.checked = layer.checked or own.__module__.startswith("torch.")
         with weights_in_place(module, layer), fused_attention_off(layer.kind.family == "attention"):
             output = own(module, *args, **kwargs)
@@ -218,7 +225,7 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
     if isinstance(module, nn.RNNBase):
         shadows = [(module.__dict__, "_flat_weights", _flat_weights(module, {name: r for _, name, r in shadows}))]
     before = [(names, key, names.get(key, shadows)) for names, key, _ in shadows]
-    watched = [] if layer.checked or torch.compiler.is_compiling() else [_Written(*shadow) for shadow in shadows]
+    watched = [] if layer.checked or torch.compiler.is_compiling() else [Written(*shadow) for shadow in shadows]
     try:
         for names, key, value in shadows:
             names[key] = value
@@ -232,25 +239,6 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
                 names.pop(key, None)
             else:
                 names[key] = value
-
-
-class _Written:
-    """Whether a forward wrote to what stands in the place of a weight, where it would be lost: by value and by place."""
-
-    def __init__(self, names: dict[str, Any], key: str, value: Any) -> None:
-        self.names, self.key = names, key
-        self.before = [(one.data_ptr(), one.detach().clone()) for one in _tensors(value)]
-
-    def happened(self) -> bool:
-        now = _tensors(self.names.get(self.key, []))
-        pairs = zip(now, self.before, strict=False)
-        return len(now) != len(self.before) or any(
-            one.data_ptr() != place or not torch.equal(one, value) for one, (place, value) in pairs
-        )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]
 
 
 def _folded(module: nn.Module, layer: Layer) -> dict[str, Tensor]:

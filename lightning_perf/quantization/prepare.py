@@ -21,7 +21,7 @@ from lightning_perf.quantization.layers import (
     unmake,
 )
 from lightning_perf.quantization.observers import Ranges
-from lightning_perf.quantization.schemes import Scheme, get_scheme
+from lightning_perf.quantization.schemes import SCHEMES, Scheme, get_scheme
 from lightning_perf.quantization.swapping import role_of
 
 FLOAT = "float"
@@ -66,6 +66,11 @@ def prepare(
     default = get_scheme(scheme)
     if isinstance(ignore, str):
         raise ValueError(f"ignore={ignore!r} must be a list of names; use ignore=[{ignore!r}].")
+    for pattern, value in (overrides or {}).items():
+        if value not in (FLOAT, *SCHEMES):
+            raise ValueError(
+                f"overrides for {pattern!r}: scheme={value!r} is not known; choose one of {FLOAT}, {', '.join(SCHEMES)}."
+            )
     wanted = {**dict.fromkeys(ignore, FLOAT), **(overrides or {})}
     chosen, left = _choose(module, default, wanted, set(ignore))
     existing = preparation(module)

@@ -314,3 +314,28 @@ def test_a_scheme_without_ranges_is_watched_whatever_freezes(quiet: dict[str, An
     fit(module, [qat], quiet)
     assert layer_of(module, "conv").norm is module.bn
     assert any("layers quantized" in message for message in qat.messages)
+
+
+@pytest.mark.parametrize("where", ["layer", "norm"])
+def test_a_hook_that_comes_later_sees_the_output_of_its_layer(where: str) -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), torch.randn(4, 1, 6, 6)
+    net[1].running_mean.fill_(5.0)  # type: ignore[union-attr, operator]
+    lp.quantize(net, [x]).eval()
+    seen: list[Tensor] = []
+    if where == "layer":
+        net[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    else:
+        net[1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    outputs = [net(x)]
+    with torch.no_grad():
+        outputs.append(net(x))
+    torch.testing.assert_close(seen[0], seen[1])
+    torch.testing.assert_close(*outputs)
+
+
+def test_mistakes_in_schemes_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="overrides for '0': scheme='FLOAT' is not known; choose one of float, int8"):
+        prepare(net, overrides={"0": "FLOAT"})
+    with pytest.raises(ValueError, match=r"scheme=\['int8'\] is not known; choose one of"):
+        prepare(net, ["int8"])  # type: ignore[arg-type]
