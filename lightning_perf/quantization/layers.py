@@ -88,11 +88,13 @@ class Layer:
             return x
         if self.scheme.activations == "dynamic":
             return round_to_own_range(x, self.scheme) if self.rounds else x
-        slot = self.slots[name]
-        ranges = self.shared.ranges
-        if self.shared.observing:
-            ranges.observe(slot, x)
-        return round_activation(x, *ranges.parameters(slot, x.device)) if self.rounds else x
+        self.observe(name, x)
+        return round_activation(x, *self.shared.ranges.parameters(self.slots[name], x.device)) if self.rounds else x
+
+    def observe(self, name: str, x: Any) -> None:
+        """Note the range of an input, where ranges are being noted."""
+        if self.shared.observing and name in self.slots and isinstance(x, Tensor) and x.is_floating_point():
+            self.shared.ranges.observe(self.slots[name], x)
 
     def begin(self, module: nn.Module) -> None:
         """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them.
@@ -143,7 +145,7 @@ def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
     if layer is None:  # made from the class of a prepared layer, as type(layer)(...) does
         return own(module, *args, **kwargs)
     if layer.scheme.activations != "none" and layer.active:
-        args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
+        args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs, layer.observe)
     if layer.rounds:
         layer.begin(module)
         layer.checked = layer.checked or own.__module__.startswith("torch.")
@@ -256,9 +258,13 @@ def _flat_weights(module: nn.RNNBase, rounded: dict[str, Tensor]) -> list[Any]:
 
 
 def rounded_inputs(
-    names: tuple[str, ...], rounded: Callable[[str, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    names: tuple[str, ...],
+    rounded: Callable[[str, Any], Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    repeated: Callable[[str, Any], None] = lambda name, x: None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The named inputs rounded, wherever the caller put them; one tensor given twice stays one tensor."""
+    """The named inputs rounded, wherever the caller put them; one tensor given twice stays one, and is ``repeated``."""
     positional, named = list(args), dict(kwargs)
     done: list[tuple[Any, Any]] = []
     for position, name in enumerate(names):
@@ -266,10 +272,12 @@ def rounded_inputs(
         key: Any = position if position < len(positional) else _key_of(name, named)
         if key is None:
             continue
-        value, result = place[key], rounded(name, place[key])
-        result = next((known for given, known in done if given is value), result)
-        done.append((value, result))
-        place[key] = result
+        value = place[key]
+        known = next((result for given, result in done if given is value), None)
+        if known is not None:
+            repeated(name, value)
+        place[key] = rounded(name, value) if known is None else known
+        done.append((value, place[key]))
     return tuple(positional), named
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import lightning_perf as lp
-from lightning_perf.quantization import entries, folded_float, preparation, prepare, ranges, to_qdq
+from lightning_perf.quantization import entries, folded_float, layers, preparation, prepare, ranges, to_qdq
 from lightning_perf.quantization.callback_schedule import batches_of_run
 from lightning_perf.quantization.layers import records
 from lightning_perf.quantization.observers import Samples
 from lightning_perf.quantization.prepare import load_state, state_of
+from lightning_perf.quantization.rounding import round_activation
 from lightning_perf.quantization.watch import Watch
 from tests.quantization.modules import images, make
 
@@ -339,3 +340,20 @@ def test_mistakes_in_schemes_are_named() -> None:
         prepare(net, overrides={"0": "FLOAT"})
     with pytest.raises(ValueError, match=r"scheme=\['int8'\] is not known; choose one of"):
         prepare(net, ["int8"])  # type: ignore[arg-type]
+
+
+def test_self_attention_rounds_its_input_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Tensor] = []
+
+    def counted(x: Tensor, *numbers: Any) -> Tensor:
+        calls.append(x)
+        return round_activation(x, *numbers)
+
+    monkeypatch.setattr(layers, "round_activation", counted)
+    net, x = nn.MultiheadAttention(8, 2), torch.randn(3, 2, 8)
+    lp.quantize(net, [(x, x, x)])
+    assert layer_of(net, "").known, "a key and a value have ranges of their own, for calls that are no self-attention"
+    net(x, x, x)
+    assert len(calls) == 1
+    net(x, x.clone(), x.clone())
+    assert len(calls) == 4
