@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from lightning_perf.quantization.calibrate import calibrating, forward_all
 from lightning_perf.quantization.callback_calibrate import Quantize
 from lightning_perf.quantization.layers import Preparation, records
 from lightning_perf.quantization.listing import entries, lines
-from lightning_perf.quantization.prepare import preparation, prepare, unprepare
+from lightning_perf.quantization.prepare import load_state, preparation, prepare, state_of, unprepare
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,12 +62,14 @@ def quantize(
         >>> lp.quantize(net, [torch.randn(16, 4)]) is net
         True
     """
-    before = preparation(module)
+    prepared_before, before = preparation(module) is not None, state_of(module)
     shared = prepare(module, scheme, ignore=ignore)
     try:
         _quantize(module, shared, loader, trainer, max_drop)
     except BaseException:
-        if before is None:
+        if prepared_before:
+            load_state(module, before)
+        else:
             unprepare(module)
         raise
     return module
@@ -80,7 +83,7 @@ def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any,
             "a LightningModule with validation, or leave max_drop out."
         )
     for _, _, layer in records(module):
-        layer.active = True
+        layer.active = layer.reason is None
     shared.sensitivity = {}
     callback = Quantize(module)
     if not validates:
@@ -116,6 +119,11 @@ def _meet(
 ) -> None:
     """Keep in float what it takes for the metric to stay within its budget."""
     reference, sign = in_float[metric], 1.0 if better(metric) == "max" else -1.0
+    if not math.isfinite(reference):
+        raise ValueError(
+            f"max_drop={max_drop!r}: {metric} is {reference} in float, so that no drop of it can be measured; look at the "
+            "weights and at the validation data, or leave max_drop out."
+        )
     budget = budget_of(max_drop, reference)
     layers = {name: layer for name, _, layer in records(module) if layer.known}
     groups = grouped(list(layers))
@@ -123,11 +131,12 @@ def _meet(
     def only(names: Set[str]) -> None:
         for group, members in groups.items():
             for name in members:
-                layers[name].active = group in names
+                layers[name].active = group in names and layers[name].reason is None
 
     def drop(names: Set[str]) -> float:
         only(names)
-        return sign * (reference - validate()[metric])
+        lost = sign * (reference - validate()[metric])
+        return math.inf if math.isnan(lost) else lost
 
     found = keep_fewest(list(groups), drop, budget)
     only(set(groups) - set(found.kept))

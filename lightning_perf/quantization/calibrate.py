@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_perf.quantization.prepare import preparation
 from lightning_perf.quantization.watch import Watch
@@ -75,7 +76,7 @@ def forward_all(module: nn.Module, loader: Iterable[Any]) -> None:
 def _arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), dict(batch)
-    if not isinstance(batch, (tuple, list)):
+    if not isinstance(batch, (tuple, list)) or isinstance(batch, PackedSequence):
         return (batch,), {}
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given = inspect.signature(module.forward).parameters.values()
@@ -86,6 +87,10 @@ def _arguments(module: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
 def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device)
+    if isinstance(batch, PackedSequence):
+        return batch.to(device)  # pyright: ignore[reportArgumentType]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_moved(value, device) for value in batch))
     if isinstance(batch, Mapping):
         return {key: _moved(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):

@@ -15,7 +15,7 @@ from lightning_perf.quantization.callback_schedule import Schedule, check_moment
 from lightning_perf.quantization.kinds import NORMS
 from lightning_perf.quantization.layers import Preparation
 from lightning_perf.quantization.listing import entries, lines, section
-from lightning_perf.quantization.prepare import load_state, preparation, prepare, state_of
+from lightning_perf.quantization.prepare import find_norms_again, load_state, preparation, prepare, state_of
 from lightning_perf.quantization.schemes import get_scheme
 from lightning_perf.quantization.watch import Watch
 from lightning_perf.report import Section
@@ -41,7 +41,8 @@ class QuantizationAwareTraining(PerfCallback):
         scheme: ``int8``, ``int8-dynamic``, ``int8-weight-only``, ``int4`` or ``float8``.
         ignore: qualified names of layers to leave in float, with ``*`` and ``?``; a name covers everything below it.
         overrides: such names -> another scheme, or ``"float"``.
-        start: when rounding begins, as a fraction of the run or a number of batches.
+        start: when rounding begins, as a fraction of the run or a number of batches; of a run that goes on from a
+            checkpoint without this callback, what is left of it counts.
         freeze_observers: when ranges stop moving, alike.
         freeze_batch_norm: when batch norms begin to use their running statistics in training too, alike.
         distill: also pull the output of the last layer towards that of a frozen copy in float, taken when rounding begins:
@@ -104,6 +105,7 @@ class QuantizationAwareTraining(PerfCallback):
         self._modules: list[nn.Module] = []
         self._norms: list[nn.Module] = []
         self._teacher: Teacher | None = None
+        self._joins = False  # whether the run began without this callback
 
     @property
     def _shared(self) -> Preparation:
@@ -123,7 +125,7 @@ class QuantizationAwareTraining(PerfCallback):
                 f"distill=True adds to the loss that training_step returns, and {type(pl_module).__name__} steps its "
                 "optimizers by hand (automatic_optimization=False); use distill=False."
             )
-        undo.push(at_module_door(trainer, Stage.FAKE_QUANTIZATION, lambda module, ckpt: self._prepare(module, ckpt)))
+        undo.push(at_module_door(trainer, Stage.FAKE_QUANTIZATION, self._prepare))
         if stage == "fit":
             undo.push(self._rest)
             undo.push(at_step_door(trainer, "training_step", lambda step: self._training_step(trainer, step)))
@@ -132,19 +134,19 @@ class QuantizationAwareTraining(PerfCallback):
 
     def _prepare(self, module: Any, checkpoint: Mapping[str, Any]) -> None:
         again = preparation(module) is not None
-        shared = prepare(module, self.scheme, ignore=self.ignore, overrides=self.overrides)
+        prepare(module, self.scheme, ignore=self.ignore, overrides=self.overrides)
         self._modules = [module]
         if again:
             self.say("the module is prepared already; its ranges are kept.")
-        if checkpoint and self._saved_in(checkpoint) is None:
+        self._joins = bool(checkpoint) and self._saved_in(checkpoint) is None
+        if self._joins:
             self.say("the checkpoint holds no ranges of this callback; layers compute in float until they are known.")
-        shared.observing = shared.observing_outputs = False
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: ranges, pairs, counts, and the weights of the teacher."""
         if not self._modules:
             return
-        state = state_of(self._modules[0])
+        state = {**state_of(self._modules[0]), "first": self.schedule.first}
         if self._teacher is not None:
             state["teacher"] = self._teacher.state()
         checkpoint.setdefault("callbacks", {})[self.state_key] = state
@@ -155,6 +157,7 @@ class QuantizationAwareTraining(PerfCallback):
         if not self._modules or state is None:
             return
         load_state(self._modules[0], state)
+        self.schedule.first = state.get("first", 0)
         if self.distill and "teacher" in state:
             self._teacher = Teacher(state["teacher"])
 
@@ -167,7 +170,10 @@ class QuantizationAwareTraining(PerfCallback):
         """Lightning's hook: by now the length of the run is known, and trial steps of finders are over."""
         if not self._modules:
             return
+        now = trainer.fit_loop.total_batch_idx + 1
+        self.schedule.first = now if self._joins else min(self.schedule.first, now)
         self.schedule.resolve(trainer, self.say)
+        find_norms_again(pl_module)
         self._shared.ranges.forget_batch()
         self._shared.ranges.move_to(pl_module.device)
 
@@ -214,13 +220,16 @@ class QuantizationAwareTraining(PerfCallback):
         """Lightning's hook: layers that no batch has reached are said."""
         if not self._modules:
             return
+        if not self._shared.quantizing:
+            self.say(f"rounding has not begun: the run ended before start={self.schedule.start}.")
+            return
         missed = [entry.name for entry in entries(pl_module) if entry.note == "no batch has reached it"]
         if missed:
             self.say(f"left in float, because no batch has reached it: {', '.join(missed)}.")
 
     def _training_step(self, trainer: Any, step: Callable[[], Any]) -> Any:
         shared = self._shared
-        if shared.observing and not shared.watched["training"]:
+        if shared.quantizing and not shared.watched["training"]:
             with Watch(self._modules[0], "training"):
                 output = step()
             for line in lines(entries(self._modules[0])):
@@ -250,7 +259,9 @@ class QuantizationAwareTraining(PerfCallback):
         self._norms = []
         shared = preparation(self._modules[0]) if self._modules else None
         if shared is not None:
+            find_norms_again(self._modules[0])
             shared.observing = shared.observing_outputs = False
+            shared.quantizing = True
 
 
 def _maximum(trainer: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -38,13 +38,35 @@ def batches_until(moment: float | int, total: int | None) -> float:
     return float("inf") if total is None else moment * total
 
 
+def batches_of_run(per_epoch: float, epochs: int | None, steps: int, accumulate: int) -> int | None:
+    """Batches of a run by its limits of epochs and steps (-1: none), whichever comes first; None without an end.
+
+    The last batches of an epoch make a step, however few they are.
+
+    Example::
+
+        >>> batches_of_run(10, 2, -1, 4), batches_of_run(10, -1, 4, 4), batches_of_run(float("inf"), -1, -1, 1)
+        (20, 14, None)
+    """
+    limits = []
+    if epochs not in (None, -1) and per_epoch < float("inf"):
+        limits.append(int(per_epoch) * int(epochs or 0))
+    if steps != -1 and per_epoch == float("inf"):
+        limits.append(steps * accumulate)
+    elif steps != -1 and per_epoch > 0:
+        whole, rest = divmod(steps, -(-int(per_epoch) // accumulate))
+        limits.append(whole * int(per_epoch) + rest * accumulate)
+    return min(limits, default=None)
+
+
 @dataclass
 class Schedule:
-    """Three moments of a run, each a fraction of its batches or a number of them."""
+    """Three moments of a run, each a fraction of its batches or a number of them, counted from the batch ``first``."""
 
     start: float | int
     freeze_observers: float | int
     freeze_batch_norm: float | int
+    first: int = 0
     _total: int | None = field(default=None, init=False)
 
     def resolve(self, trainer: Any, say: Callable[[str], None]) -> None:
@@ -53,8 +75,14 @@ class Schedule:
         Raises:
             MisconfigurationException: the run has no known end and ``start`` is a fraction of it.
         """
-        steps = trainer.estimated_stepping_batches
-        self._total = int(steps) * trainer.accumulate_grad_batches if 0 < steps < float("inf") else None
+        automatic = trainer.lightning_module.automatic_optimization
+        total = batches_of_run(
+            trainer.num_training_batches,
+            trainer.max_epochs,
+            trainer.max_steps,
+            trainer.accumulate_grad_batches if automatic else 1,
+        )
+        self._total = None if total is None else max(total - self.first, 0)
         if self._total is not None:
             return
         if isinstance(self.start, float) and self.start:
@@ -69,12 +97,12 @@ class Schedule:
 
     def started(self, batches: int) -> bool:
         """Whether rounding is on after so many batches."""
-        return batches >= batches_until(self.start, self._total)
+        return batches - self.first >= batches_until(self.start, self._total)
 
     def observers_frozen(self, batches: int) -> bool:
         """Whether ranges stand still."""
-        return batches >= batches_until(self.freeze_observers, self._total)
+        return batches - self.first >= batches_until(self.freeze_observers, self._total)
 
     def norms_frozen(self, batches: int) -> bool:
         """Whether batch norms use their running statistics."""
-        return batches >= batches_until(self.freeze_batch_norm, self._total)
+        return batches - self.first >= batches_until(self.freeze_batch_norm, self._total)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import owner_of, weight_of
 from lightning_perf.quantization.layers import Layer, records
-from lightning_perf.quantization.prepare import unprepare
+from lightning_perf.quantization.prepare import find_norms_again, unprepare
 from lightning_perf.quantization.qdq import Store, give_integers
 from lightning_perf.quantization.rounding import activation_parameters, stored_weight
 
@@ -113,7 +113,8 @@ def folded_float(module: nn.Module) -> nn.Module:
         True
     """
     twin, layers = _copied(module)
-    rounded: dict[int, Tensor] = {}
+    rounded: dict[tuple[int, str, int], nn.Parameter] = {}  # tied weights stay tied to those that are rounded alike
+    originals: list[nn.Parameter] = []  # kept alive, so that no other weight gets their id
     for name, child, layer in layers:
         integers = _integers(name, child, layer)
         factor = _fold_into(twin, child, layer)
@@ -122,13 +123,14 @@ def folded_float(module: nn.Module) -> nn.Module:
             owner, attribute = owner_of(child, key)
             weight = getattr(owner, attribute)
             values = (rows.float() * scale).reshape(weight.shape).to(weight.dtype)
-            if factor is None and id(weight) in rounded:  # tied to a weight that was rounded already
-                continue
-            if factor is not None:
-                setattr(owner, attribute, nn.Parameter(values, weight.requires_grad))
-            else:
-                weight.data.copy_(values)
-                rounded[id(weight)] = weight
+            alike = id(weight), layer.scheme.name, layer.kind.axis
+            replacement = rounded.get(alike) if factor is None else None
+            if replacement is None:
+                replacement = nn.Parameter(values, weight.requires_grad)
+            if factor is None:
+                originals.append(weight)
+                rounded[alike] = replacement
+            setattr(owner, attribute, replacement)
     return unprepare(twin)
 
 
@@ -179,6 +181,12 @@ def _quantized(module: nn.Module) -> list[tuple[str, nn.Module, Layer]]:
             f"{type(module).__name__} is not prepared for quantization; train it with QuantizationAwareTraining or pass it "
             "to lightning_perf.quantize first."
         )
+    if not any(layer.known for _, _, layer in found):
+        raise ValueError(
+            f"no range of {type(module).__name__} is known, so that all of it would stay in float; train it with "
+            "QuantizationAwareTraining beyond its start, or calibrate it with lightning_perf.quantize."
+        )
+    find_norms_again(module)
     return [entry for entry in found if entry[2].rounds]
 
 

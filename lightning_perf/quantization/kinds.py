@@ -44,7 +44,9 @@ def _attention_weights(layer: nn.Module) -> tuple[str, ...]:
 
 
 def _recurrent_weights(layer: nn.Module) -> tuple[str, ...]:
-    return tuple(name for name, value in layer._parameters.items() if name.startswith("weight") and value is not None)
+    if isinstance(layer, nn.RNNBase):
+        return tuple(name for name in layer._flat_weights_names if name.startswith("weight"))
+    return ("weight_ih", "weight_hh")
 
 
 KINDS = (

@@ -24,6 +24,7 @@ from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
 from lightning_perf.quantization.schemes import Scheme
 from lightning_perf.quantization.swapping import Role, register, role_of, swap, swap_back
+from lightning_perf.quantization.written import Written
 
 RECORD = "_lightning_perf_quantized"
 
@@ -66,6 +67,8 @@ class Layer:
     last: Any = None  # weak reference to the last output, for the batch norm behind it
     confirmed: bool = False  # whether the pair was seen in an evaluation step too
     folded: bool = False  # whether the last output holds the batch norm already
+    reason: str | None = None  # why it is not active, where its own forward forbids it
+    checked: bool = False  # whether a forward of the user's own is known to leave its weights alone
 
     @property
     def known(self) -> bool:
@@ -85,28 +88,45 @@ class Layer:
             return x
         if self.scheme.activations == "dynamic":
             return round_to_own_range(x, self.scheme) if self.rounds else x
-        slot = self.slots[name]
-        ranges = self.shared.ranges
-        if self.shared.observing:
-            ranges.observe(slot, x)
-        return round_activation(x, *ranges.parameters(slot, x.device)) if self.rounds else x
+        self.observe(name, x)
+        return round_activation(x, *self.shared.ranges.parameters(self.slots[name], x.device)) if self.rounds else x
 
-    def begin(self) -> None:
-        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them."""
+    def observe(self, name: str, x: Any) -> None:
+        """Note the range of an input, where ranges are being noted."""
+        if self.shared.observing and name in self.slots and isinstance(x, Tensor) and x.is_floating_point():
+            self.shared.ranges.observe(self.slots[name], x)
+
+    def begin(self, module: nn.Module) -> None:
+        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them.
+
+        A hook that has come since between the two is shown what it asks for.
+        """
         if self.folded:
             self.part("its batch norm was left out in a later step")
-            warnings.warn(
-                f"layer {self.name!r} was folded with its batch norm, which an evaluation step then left out; the outputs "
-                "of that step were wrong. They are kept apart from now on.",
-                stacklevel=2,
-            )
+            self.regret("left out")
         self.folded = (
-            self.norm is not None and self.confirmed and not self.norm.training and not torch.is_grad_enabled()
+            self.norm is not None
+            and self.confirmed
+            and not (self.norm.training or torch.is_grad_enabled())
+            and not (module._forward_hooks or self.norm._forward_pre_hooks or self.norm._forward_hooks)
+        )
+
+    def regret(self, what: str) -> None:
+        """Warn that a folded layer and its batch norm did not come one after the other."""
+        warnings.warn(
+            f"layer {self.name!r} was folded with its batch norm, which an evaluation step then {what}; the outputs of that "
+            "step were wrong. They are kept apart from now on.",
+            stacklevel=3,
         )
 
     def part(self, reason: str) -> None:
         """Give up on folding the batch norm that follows."""
         self.norm, self.output, self.folded, self.unfolded = None, None, False, reason
+
+    def retire(self, reason: str) -> None:
+        """Compute in float from now on."""
+        self.active, self.reason = False, reason
+        warnings.warn(f"layer {self.name!r} is left in float from now on, because {reason}.", stacklevel=3)
 
     def saw(self, output: Any) -> None:
         """Note the range of an output, for runtimes that want it, and remember it for the batch norm behind."""
@@ -121,11 +141,14 @@ class Layer:
 
 def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The layer's own forward, on rounded inputs and with rounded weights in the place of its parameters."""
-    layer: Layer = module.__dict__[RECORD]
+    layer: Layer | None = module.__dict__.get(RECORD)
+    if layer is None:  # made from the class of a prepared layer, as type(layer)(...) does
+        return own(module, *args, **kwargs)
     if layer.scheme.activations != "none" and layer.active:
-        args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs)
+        args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs, layer.observe)
     if layer.rounds:
-        layer.begin()
+        layer.begin(module)
+        layer.checked = layer.checked or own.__module__.startswith("torch.")
         with weights_in_place(module, layer), fused_attention_off(layer.kind.family == "attention"):
             output = own(module, *args, **kwargs)
     else:
@@ -142,9 +165,14 @@ def _block_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
 
 def _norm_forward(own: Callable[..., Any], module: nn.Module, input: Tensor) -> Tensor:
     """A batch norm's own forward; where its input is not the output of the layer before, the two are parted for good."""
-    layer: Layer = module.__dict__[RECORD]
+    layer: Layer | None = module.__dict__.get(RECORD)
+    if layer is None:
+        return own(module, input)
     if layer.norm is module and (layer.last is None or layer.last() is not input):
+        folded = layer.folded
         layer.part("its batch norm had another input in a later step")
+        if folded:
+            layer.regret("gave another input")
     output = input if layer.norm is module and layer.folded else own(module, input)
     layer.folded = False
     if layer.shared.observing_outputs and layer.output is not None:
@@ -173,7 +201,7 @@ def unmake(module: nn.Module) -> None:
 def records(module: nn.Module) -> Iterator[tuple[str, nn.Module, Layer]]:
     """Every prepared layer of a module, with its qualified name and its record."""
     for name, child in module.named_modules():
-        if role_of(child) == LAYER.name:
+        if role_of(child) == LAYER.name and RECORD in child.__dict__:
             yield name, child, child.__dict__[RECORD]
 
 
@@ -199,10 +227,14 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
     if isinstance(module, nn.RNNBase):
         shadows = [(module.__dict__, "_flat_weights", _flat_weights(module, {name: r for _, name, r in shadows}))]
     before = [(names, key, names.get(key, shadows)) for names, key, _ in shadows]
+    watched = [] if layer.checked or torch.compiler.is_compiling() else [Written(*shadow) for shadow in shadows]
     try:
         for names, key, value in shadows:
             names[key] = value
         yield
+        if any(one.happened() for one in watched):
+            layer.retire("its forward writes to its weights")
+        layer.checked = layer.checked or bool(watched)
     finally:
         for names, key, value in before:
             if value is shadows:
@@ -226,9 +258,13 @@ def _flat_weights(module: nn.RNNBase, rounded: dict[str, Tensor]) -> list[Any]:
 
 
 def rounded_inputs(
-    names: tuple[str, ...], rounded: Callable[[str, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    names: tuple[str, ...],
+    rounded: Callable[[str, Any], Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    repeated: Callable[[str, Any], None] = lambda name, x: None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The named inputs rounded, wherever the caller put them; one tensor given twice stays one tensor."""
+    """The named inputs rounded, wherever the caller put them; one tensor given twice stays one, and is ``repeated``."""
     positional, named = list(args), dict(kwargs)
     done: list[tuple[Any, Any]] = []
     for position, name in enumerate(names):
@@ -236,10 +272,12 @@ def rounded_inputs(
         key: Any = position if position < len(positional) else _key_of(name, named)
         if key is None:
             continue
-        value, result = place[key], rounded(name, place[key])
-        result = next((known for given, known in done if given is value), result)
-        done.append((value, result))
-        place[key] = result
+        value = place[key]
+        known = next((result for given, result in done if given is value), None)
+        if known is not None:
+            repeated(name, value)
+        place[key] = rounded(name, value) if known is None else known
+        done.append((value, place[key]))
     return tuple(positional), named
 
 

@@ -55,10 +55,9 @@ def entries(module: nn.Module) -> list[Entry]:
 def _entry(name: str, layer: Layer, shared: Preparation, seen: bool) -> Entry:
     macs = shared.macs.get(name, 0) if seen else None
     if not layer.active:
-        return Entry(name, False, "the metric needs it in float", macs)
+        return Entry(name, False, layer.reason or "the metric needs it in float", macs)
     if seen and not layer.known and not shared.observing:
-        broken = any(int(shared.ranges.broken[slot]) for slot in layer.slots.values())
-        return Entry(name, False, "its inputs were not finite" if broken else "no batch has reached it", macs)
+        return Entry(name, False, _why_unknown(layer, macs), macs)
     note = layer.scheme.name
     if layer.kind.name == "recurrent":
         note += ", weights only"
@@ -69,6 +68,14 @@ def _entry(name: str, layer: Layer, shared: Preparation, seen: bool) -> Entry:
     elif layer.unfolded:
         note += f", its batch norm not folded because {layer.unfolded}"
     return Entry(name, True, note, macs)
+
+
+def _why_unknown(layer: Layer, macs: int | None) -> str:
+    if any(int(layer.shared.ranges.broken[slot]) for slot in layer.slots.values()):
+        return "its inputs were not finite"
+    if macs:
+        return f"its forward was not given {', '.join(layer.slots)} first, as tensors of floating-point numbers"
+    return "no batch has reached it"
 
 
 def share_quantized(found: list[Entry]) -> float | None:

@@ -156,19 +156,25 @@ class Ranges:
 
 
 class Samples:
-    """A bounded, evenly spread choice of the values of an activation; deterministic."""
+    """A bounded choice of the values of an activation, of early and late batches alike; deterministic.
+
+    Positions are drawn: at a fixed distance they would keep step with the sizes of ``x`` and meet a few channels only.
+    """
 
     def __init__(self) -> None:
         self._chunks: list[Tensor] = []
-        self._stride = 1
+        self._thinning = 1
+        self._draws = torch.Generator().manual_seed(0)
 
     def add(self, x: Tensor) -> None:
-        """Take every so manieth value of ``x``."""
+        """Take some values of ``x``."""
         flat = x.detach().reshape(-1)
-        self._chunks.append(flat[:: max(self._stride, -(-flat.numel() // (_KEPT // 16)))].float().cpu())
+        wanted = -(-min(flat.numel(), _KEPT // 16) // self._thinning)
+        positions = torch.randint(flat.numel(), (wanted,), generator=self._draws)
+        self._chunks.append(flat[positions.to(flat.device)].float().cpu())
         while sum(chunk.numel() for chunk in self._chunks) > _KEPT:
             self._chunks = [chunk[::2] for chunk in self._chunks]
-            self._stride *= 2
+            self._thinning *= 2
 
     def values(self) -> Tensor:
         """What was kept."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_perf.quantization.kinds import KINDS, Kind, kind_of, reason_against, unquantized_reason
+from lightning_perf.quantization.kinds import KINDS, NORMS, Kind, kind_of, reason_against, unquantized_reason
 from lightning_perf.quantization.layers import (
     BLOCK,
     LAYER,
@@ -21,7 +21,7 @@ from lightning_perf.quantization.layers import (
     unmake,
 )
 from lightning_perf.quantization.observers import Ranges
-from lightning_perf.quantization.schemes import Scheme, get_scheme
+from lightning_perf.quantization.schemes import SCHEMES, Scheme, get_scheme
 from lightning_perf.quantization.swapping import role_of
 
 FLOAT = "float"
@@ -66,6 +66,11 @@ def prepare(
     default = get_scheme(scheme)
     if isinstance(ignore, str):
         raise ValueError(f"ignore={ignore!r} must be a list of names; use ignore=[{ignore!r}].")
+    for pattern, value in (overrides or {}).items():
+        if value not in (FLOAT, *SCHEMES):
+            raise ValueError(
+                f"overrides for {pattern!r}: scheme={value!r} is not known; choose one of {FLOAT}, {', '.join(SCHEMES)}."
+            )
     wanted = {**dict.fromkeys(ignore, FLOAT), **(overrides or {})}
     chosen, left = _choose(module, default, wanted, set(ignore))
     existing = preparation(module)
@@ -118,6 +123,25 @@ def fold(layer: Layer, norm: nn.Module) -> None:
         make(norm, NORM, layer)
 
 
+def find_norms_again(module: nn.Module) -> None:
+    """Pair layers with what took the place of their batch norms, as a conversion to ``SyncBatchNorm`` and back does."""
+    children = set(module.modules())
+    for _, _, layer in records(module):
+        norm = layer.norm
+        if norm is None or norm in children:
+            continue
+        heir = next((child for child in children if isinstance(child, NORMS) and _same_statistics(child, norm)), None)
+        if heir is None:
+            layer.part("its batch norm is no longer part of the module")
+        else:
+            fold(layer, heir)
+
+
+def _same_statistics(one: nn.Module, other: nn.Module) -> bool:
+    shared = "weight" if getattr(other, "weight", None) is not None else "running_mean"
+    return getattr(one, shared) is getattr(other, shared)
+
+
 def state_of(module: nn.Module) -> dict[str, Any]:
     """Ranges, pairs and counts of a prepared module as tensors and plain containers."""
     shared = preparation(module)
@@ -134,7 +158,7 @@ def state_of(module: nn.Module) -> dict[str, Any]:
         "macs": dict(shared.macs),
         "head": shared.head,
         "watched": dict(shared.watched),
-        "inactive": [layer.name for layer in layers if not layer.active],
+        "inactive": {layer.name: layer.reason for layer in layers if not layer.active},
         "confirmed": [layer.name for layer in layers if layer.confirmed],
     }
 
@@ -149,7 +173,7 @@ def load_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     shared.macs, shared.watched = dict(state["macs"]), dict(state["watched"])
     children = dict(module.named_modules())
     for name, _, layer in records(module):
-        layer.active = name not in state["inactive"]
+        layer.active, layer.reason = name not in state["inactive"], state["inactive"].get(name)
         layer.confirmed = name in state["confirmed"]
         layer.unfolded, layer.feeds_addition = state["unfolded"].get(name), name in state["additions"]
         norm = state["norms"].get(name)

@@ -71,6 +71,6 @@ def get_scheme(name: str) -> Scheme:
     Raises:
         ValueError: no scheme has that name; the message lists the known ones.
     """
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise ValueError(f"scheme={name!r} is not known; choose one of {', '.join(SCHEMES)}.")
     return SCHEMES[name]

@@ -101,16 +101,16 @@ class Watch:
     def _hook_layer(self, stack: ExitStack, name: str, child: nn.Module, layer: Layer) -> None:
         self._hook_costs(stack, name, child)
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._calls[child] += 1
             if isinstance(output, Tensor):
                 self._outputs[id(output)] = weakref.ref(output), layer, child
                 self._results[id(output)] = weakref.ref(output), layer
             if layer.kind.name == "recurrent":
-                rows = _rows(args)
+                rows = _rows(args[0] if args else kwargs.get("input"))
                 self._macs[name] += rows * sum(weight.numel() for weight in child.parameters() if weight.dim() > 1)
 
-        stack.callback(child.register_forward_hook(leave).remove)
+        stack.callback(child.register_forward_hook(leave, with_kwargs=True).remove)
 
     def _hook_norm(self, stack: ExitStack, norm: nn.Module) -> None:
         def enter(module: nn.Module, args: Any) -> None:
@@ -212,8 +212,7 @@ def _adds_tensors(args: Any) -> bool:
     return len(args) > 1 and all(isinstance(one, Tensor) and one.dim() > 1 for one in args[:2])
 
 
-def _rows(args: Any) -> int:
+def _rows(x: Any) -> int:
     """Vectors in the input of a recurrent layer: positions times batch."""
-    x = args[0] if args else None
     x = getattr(x, "data", x) if isinstance(x, nn.utils.rnn.PackedSequence) else x
     return x.numel() // x.shape[-1] if isinstance(x, Tensor) and x.numel() else 0
