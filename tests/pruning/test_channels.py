@@ -183,6 +183,17 @@ def test_optimizer_state_is_cut_alike_and_parameters_stay() -> None:
     optimizer.step()
 
 
+def test_a_graph_of_before_the_cut_may_live_on() -> None:
+    """Somebody has kept the loss of an earlier step: the next backward is that of the small layer all the same."""
+    layer, x = nn.Linear(4, 3), torch.ones(2, 4)
+    kept = layer(x).sum()
+    Cut({"weight": {0: torch.tensor([0, 2])}, "bias": {0: torch.tensor([0, 2])}}).apply(layer)
+    assert layer.weight.dtype == torch.float32
+    layer(x).sum().backward()
+    assert layer.weight.grad.tolist() == [[2.0] * 4] * 2
+    assert kept.requires_grad
+
+
 def test_targets_out_of_reach() -> None:
     net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
     channels = Channels(net, lambda net: net(torch.ones(3, 4)).sum()).find()
