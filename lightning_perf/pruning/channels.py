@@ -159,7 +159,9 @@ class Channels:
         for name, dims in members.items():
             for dim, channels in dims.items():
                 counts = channels.bincount(minlength=len(every) + 1)[1:].split(list(groups.values()))
-                if bool(((found[name][dim] > 0) != (channels > 0)).any()) or any(one.unique().numel() > 1 for one in counts):
+                if bool(((found[name][dim] > 0) != (channels > 0)).any()) or any(
+                    one.unique().numel() > 1 for one in counts
+                ):
                     raise ValueError(f"dimension {dim} of {name} does not part into channels")
         return members
 

@@ -103,7 +103,9 @@ def penalty(net: nn.Sequential) -> Tensor:
     """Both groups of the plain module: a convolution with its batch norm, and one whose channels fill 16 inputs each."""
     head = net[7].weight.view(3, 8, 16)
     first = [
-        torch.cat([net[0].weight[c].flatten(), net[1].weight[c, None], net[1].bias[c, None], net[4].weight[:, c].flatten()])
+        torch.cat(
+            [net[0].weight[c].flatten(), net[1].weight[c, None], net[1].bias[c, None], net[4].weight[:, c].flatten()]
+        )
         for c in range(8)
     ]
     second = [torch.cat([net[4].weight[c].flatten(), net[4].bias[c, None], head[:, c].flatten()]) for c in range(8)]
