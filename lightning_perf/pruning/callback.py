@@ -46,7 +46,8 @@ class MagnitudePruning(PerfCallback):
     this callback's state, and a run resumed in the middle of the schedule goes on bit for bit. Rank 0 decides for all.
 
     Zeros make a compressed file smaller. They give no speed on a CPU, except for large linear layers in
-    :func:`lightning_perf.pruning.csr_copy`: at batch 1 from about 95 % on, in batches of 64 from about 90 %; for 2:4 on a GPU see :func:`lightning_perf.pruning.semi_structured_copy`.
+    :func:`lightning_perf.pruning.csr_copy`: at batch 1 from about 95 % on, in batches of 64 from about 90 %; for 2:4 on a
+    GPU see :func:`lightning_perf.pruning.semi_structured_copy`.
 
     Args:
         sparsity: share of zeros at the end, over all weights that are pruned; default 0.9, and for N:M what it amounts to.

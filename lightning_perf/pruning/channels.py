@@ -128,7 +128,7 @@ class Channels:
         return Cut(keep, sizes)
 
     def members(self) -> dict[str, dict[int, Tensor]]:
-        """The channel that each index of a dimension goes with, by name of a tensor; counted from 1 over all groups, 0: none.
+        """By name of a tensor and dimension, the channel that each index goes with: counted from 1 over all groups; 0: none.
 
         Every channel has a number of its own in binary, and one cut a digit tells the numbers of whatever goes with it. No
         digit is one for all of a group: the lower digits count from 0, the upper ones are the group's, turned round for

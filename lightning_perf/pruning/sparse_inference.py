@@ -44,9 +44,9 @@ class CsrLinear(nn.Module):
 def csr_copy(module: nn.Module, *, min_sparsity: float = 0.9) -> nn.Module:
     """A copy for inference whose sparse linear layers skip their zeros (CPU, float32).
 
-    At batch 1 it pays from about 95 % zeros on: at 90 % a layer of 1024 x 1024 took longer than the dense one, at batch 64
-    half as long (``python -m benchmarks.csr_inference`` measures it on your machine). Convolutions have no such kernel and stay dense, and so does
-    the output projection of attention, whose layer reads the weight itself.
+    At batch 1 it pays from about 95 % zeros on: at 90 % a layer of 1024 x 1024 took longer than the dense one, at batch
+    64 half as long (``python -m benchmarks.csr_inference`` measures it on your machine). Convolutions have no such kernel
+    and stay dense, and so does the output projection of attention, whose layer reads the weight itself.
 
     Args:
         module: a pruned module; it is not changed.
