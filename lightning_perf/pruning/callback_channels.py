@@ -26,6 +26,7 @@ from lightning_perf.host import (
     wrap_again,
 )
 from lightning_perf.pruning.callback import MagnitudePruning
+from lightning_perf.pruning.callback_regularize import Pull, check_strength
 from lightning_perf.pruning.channels import Channels, meet
 from lightning_perf.pruning.cut import Cut, kept_part, reshape, shapes_of
 
@@ -50,6 +51,9 @@ class ChannelPruning(PerfCallback):
         at: fraction of the run after which the first epoch that begins brings the first cut; 0 cuts before the first step.
         round_to: channels that stay in a group are a multiple of this (the width of vector units).
         ignore: patterns of qualified names of layers whose outputs stay.
+        regularize: until the last cut, pull channels towards zero by the gradient of ``regularize * sum of ||w||`` over the
+            channels that a cut may take, ``w`` being all weights that would go with one (:class:`GroupLasso`). It is added
+            right before each optimizer step: after clipping, not in the logged loss, not divided by accumulation.
 
     Raises:
         ValueError: an argument out of its range; a run with too few epochs; a target that cannot be met, with the best
@@ -76,10 +80,11 @@ class ChannelPruning(PerfCallback):
         at: float = 0.5,
         round_to: int = 8,
         ignore: Sequence[str] = (),
+        regularize: float = 0.0,
     ) -> None:
         super().__init__(
             target=target, measure=measure, steps=steps, at=at, round_to=round_to,
-            ignore=ignore if isinstance(ignore, str) else list(ignore),
+            ignore=ignore if isinstance(ignore, str) else list(ignore), regularize=regularize,
         )  # fmt: skip
         if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < 1:
             raise ValueError(
@@ -92,6 +97,8 @@ class ChannelPruning(PerfCallback):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
         if isinstance(at, bool) or not isinstance(at, (int, float)) or not 0 <= at < 1:
             raise ValueError(f"at={at!r} must be a fraction of the run, from 0 to below 1, such as 0.5.")
+        check_strength(regularize, at, steps)
+        self.regularize = regularize
         self.target, self.measure, self.steps, self.at, self.round_to = target, measure, steps, at, round_to
         self.ignore = ignore if isinstance(ignore, str) else tuple(ignore)
         self._forget()
@@ -102,6 +109,7 @@ class ChannelPruning(PerfCallback):
         self._done, self._due, self._whole = 0, False, 0.0
         self._shapes: dict[str, Any] = {"tensors": {}, "sizes": {}}
         self.left_out: dict[str, str] = {}
+        self._pull = Pull(self.regularize)
 
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Stand at the module door, where the shapes of a checkpoint are put in place before its weights."""
@@ -118,13 +126,16 @@ class ChannelPruning(PerfCallback):
                     reshape(one, state["shapes"])
                 self._shapes, self._whole = state["shapes"], state["whole"]
                 self._done = state["done"]
+                self._pull.members = state["members"]
 
         self.undo(trainer).push(at_module_door(trainer, Stage.STRUCTURE, restore))
+        if stage == "fit" and self.regularize:
+            self.undo(trainer).push(self._pull.stand_at(trainer))
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the shapes, so that the weights can be loaded."""
         if self._module() is pl_module:
-            state = {"shapes": self._shapes, "done": self._done, "whole": self._whole}
+            state = {"shapes": self._shapes, "done": self._done, "whole": self._whole, "members": self._pull.members}
             checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -150,10 +161,12 @@ class ChannelPruning(PerfCallback):
         self._due = self._active and self._done < self.steps and done >= self.at
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook: cut, at the first batch of an epoch."""
+        """Lightning's hook: cut, at the first batch of an epoch; find what to pull, at the first batch of all."""
         if self._due:
             self._due = False
             self._cut(trainer, pl_module, batch)
+        if self._active and self.regularize and self._done < self.steps:
+            self._pull.begin(trainer, pl_module, lambda: self._channels(pl_module, batch))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: say so if the run has ended before a cut."""
@@ -163,16 +176,19 @@ class ChannelPruning(PerfCallback):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_module"}
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_module", "_pull")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
 
-    def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
-        channels = Channels(
+    def _channels(self, pl_module: Any, batch: Any) -> Channels:
+        return Channels(
             pl_module, lambda clone: _loss(clone, batch), self.ignore, round_to=self.round_to, duplicate=_quiet_copy
         ).find()
+
+    def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        channels = self._channels(pl_module, batch)
         if not self._done:
             self._whole = self._measured(channels, Cut())
         target = self.target ** ((self._done + 1) / self.steps)
@@ -196,6 +212,7 @@ class ChannelPruning(PerfCallback):
             if isinstance(other, MagnitudePruning):
                 other.follow_cut(cut)
         wrap_again(trainer)
+        self._pull.end()
         self._remember(pl_module, cut)
         self.left_out = channels.left_out
         left_out = "".join(f"\n  left out, {name}: {reason}" for name, reason in channels.left_out.items())

@@ -127,6 +127,53 @@ class Channels:
         }
         return Cut(keep, sizes)
 
+    def members(self) -> dict[str, dict[int, Tensor]]:
+        """By name of a tensor and dimension, the channel that each index goes with: counted from 1 over all groups; 0: none.
+
+        Every channel has a number of its own in binary, and one cut a digit tells the numbers of whatever goes with it. No
+        digit is one for all of a group: the lower digits count from 0, the upper ones are the group's, turned round for
+        odd channels.
+
+        Raises:
+            ValueError: no group can be cut; an index goes with several channels, or a cut of them is impossible.
+        """
+        self.require_some()
+        groups = {name: len(scores) for name, scores in self.scores.items()}
+        low, high = (max(groups.values()) - 1).bit_length(), len(groups).bit_length()
+        numbers = {
+            name: [channel | (group ^ -(channel & 1) % (1 << high)) << low for channel in range(count)]
+            for group, (name, count) in enumerate(groups.items(), start=1)
+        }
+        shapes = {name: tensor.shape for name, tensor in tensors_of(self.module)}
+        found: dict[str, dict[int, Tensor]] = {}
+        for digit in range(low + high):
+            chosen = {name: [i for i, one in enumerate(ones) if one >> digit & 1] for name, ones in numbers.items()}
+            for name, keep in self.cut({name: gone for name, gone in chosen.items() if gone}).keep.items():
+                for dim, kept in keep.items():
+                    gone = torch.ones(shapes[name][dim], dtype=torch.long).index_fill_(0, kept, 0)
+                    found.setdefault(name, {}).setdefault(dim, torch.zeros_like(gone)).add_(gone << digit)
+        table = torch.zeros(1 << (low + high), dtype=torch.long)
+        every = torch.tensor([one for ones in numbers.values() for one in ones])
+        table[every] = torch.arange(1, len(every) + 1)
+        members = {name: {dim: table[read] for dim, read in dims.items()} for name, dims in found.items()}
+        for name, dims in members.items():
+            for dim, channels in dims.items():
+                counts = channels.bincount(minlength=len(every) + 1)[1:].split(list(groups.values()))
+                if bool(((found[name][dim] > 0) != (channels > 0)).any()) or any(
+                    one.unique().numel() > 1 for one in counts
+                ):
+                    raise ValueError(f"dimension {dim} of {name} does not part into channels")
+        return members
+
+    def require_some(self) -> None:
+        """Whether any group can be cut.
+
+        Raises:
+            ValueError: none; the message has the reasons.
+        """
+        if not self.scores:
+            raise ValueError(f"no group of channels can be cut; left out: {_reasons(self.left_out)}.")
+
     def check(self, cut: Cut) -> str | None:
         """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may."""
         zeroed, smaller = self._copy(), self._copy()
@@ -147,7 +194,8 @@ class Channels:
         if len(scores) < 2 * self.round_to:
             return f"{len(scores)} channels, and round_to={self.round_to} leaves none to take"
         order = scores.argsort().tolist()
-        for count in (self.round_to, len(order) // 2 // self.round_to * self.round_to):
+        most = len(order) - self.round_to
+        for count in (self.round_to, len(order) // 2 // self.round_to * self.round_to, most):
             try:
                 cut = self.cut({name: sorted(order[:count])})
             except Exception as error:
@@ -175,8 +223,7 @@ def meet(channels: Channels, target: float, measure: Callable[[Cut], float]) -> 
     Raises:
         ValueError: the target is out of reach; the message has the best point and what stopped it.
     """
-    if not channels.scores:
-        raise ValueError(f"no group of channels can be cut; left out: {_reasons(channels.left_out)}.")
+    channels.require_some()
     low, high = 0.0, 1.0
     best = channels.cut(channels.choose(1.0))
     reached = measure(best)
@@ -229,6 +276,8 @@ def _kept_indices(positions: Tensor, shape: torch.Size) -> dict[int, Tensor]:
     """Which indices of each dimension are left, from a tensor of original positions; only dimensions that lost some."""
     if positions.shape == shape or positions.ndim == 0:
         return {}
+    if positions.numel() == 0:
+        raise ValueError(f"nothing would be left of a tensor of shape {tuple(shape)}")
     coordinates = torch.unravel_index(positions.detach().round().long(), shape)
     keep, expected = {}, torch.zeros(positions.shape, dtype=torch.long)
     for dim, along in enumerate(coordinates):

@@ -46,8 +46,7 @@ class Cut:
                 for key, value in state.get(tensor, {}).items():
                     if isinstance(value, Tensor) and value.shape == tensor.shape:
                         state[tensor][key] = kept_part(value, self.keep[name])
-            tensor.grad = None
-            tensor.data = kept_part(tensor.data, self.keep[name])
+            _put(tensor, kept_part(tensor.data, self.keep[name]))
         set_sizes(module, self.sizes)
 
     @torch.no_grad()
@@ -105,8 +104,7 @@ def reshape(module: nn.Module, shapes: Mapping[str, Any]) -> None:
             )
     for name, shape in shapes["tensors"].items():
         tensor = tensors[name]
-        tensor.grad = None
-        tensor.data = tensor.data[tuple(slice(size) for size in shape)].clone()
+        _put(tensor, tensor.data[tuple(slice(size) for size in shape)].clone())
     set_sizes(module, shapes["sizes"])
 
 
@@ -132,3 +130,13 @@ def kept_part(tensor: Tensor, keep: Mapping[int, Tensor]) -> Tensor:
         part = part.index_select(dim, indices.to(tensor.device))
     last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
     return part.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _put(tensor: Tensor, part: Tensor) -> None:
+    """Give a parameter or buffer other values, of another shape."""
+    tensor.grad = None
+    if tensor.requires_grad:
+        # While a graph of an earlier step is alive (a logged loss), so is the node that takes the gradient, and it knows
+        # the old shape. Torch makes a new one only where the type changes.
+        tensor.data = tensor.data.to(torch.float32 if tensor.dtype == torch.float64 else torch.float64)
+    tensor.data = part

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException, progress_of
+from lightning_perf.pruning.pruner import Pruner
 from tests.contract.modules import images, make
 
 TOTAL = 8 * 9 + 8 * 8 * 9 + 3 * 8 * 16  # weights of the plain module
@@ -195,6 +196,23 @@ def test_resume_in_the_middle_of_an_epoch_and_of_the_schedule(
     for number, values in state["state"].items():
         for key, value in values.items():
             assert torch.equal(value, resumed_state["state"][number][key]), key
+
+
+def test_after_a_resume_final_masks_are_not_decided_again(
+    pl: ModuleType, quiet: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How far the schedule had come travels in the checkpoint, and what was reached there is not short of a lower end."""
+    trainer, _ = fit(pl, quiet, [lp.MagnitudePruning(0.5, start=0.0, end=0.5)])
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    decided: list[float] = []
+    decide = Pruner.decide
+    monkeypatch.setattr(Pruner, "decide", lambda self, sparsity: decided.append(sparsity) or decide(self, sparsity))
+    lower = lp.MagnitudePruning(0.25, start=0.0, end=0.5)
+    for pruning in (lp.MagnitudePruning(0.5, start=0.0, end=0.5), lower):
+        _, resumed = fit(pl, quiet, [pruning], max_epochs=4, ckpt_path=tmp_path / "c.ckpt")
+        assert zeros(resumed) == TOTAL // 2
+    assert decided == []
+    assert "50.00% of 1,032 weights are zero, from " in lower.messages[-1]
 
 
 def test_other_arguments_take_over_the_masks(pl: ModuleType, quiet: dict[str, Any], tmp_path: Path) -> None:

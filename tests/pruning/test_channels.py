@@ -150,6 +150,17 @@ def test_the_slices_by_hand() -> None:
     assert (net[0].out_channels, net[1].num_features, net[4].in_features, net[4].out_features) == (2, 2, 8, 2)
 
 
+def test_a_group_that_would_lose_a_whole_tensor_stays() -> None:
+    """A fused projection that is chunked: few of its channels could go, nearly all would leave nothing of a layer."""
+    from recipes.language_model.networks import Decoder
+
+    torch.manual_seed(0)
+    net, tokens = Decoder(32, 32, 2, 2, 8).eval(), torch.randint(0, 32, (2, 8))
+    channels = Channels(net, lambda net: net(tokens).square().mean()).find()
+    assert channels.scores.keys() == {"blocks.0.widen", "blocks.1.widen"}
+    assert "nothing would be left of a tensor" in channels.left_out["blocks.0.attention.qkv"]
+
+
 def test_the_lowest_norms_go() -> None:
     net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 2, bias=False))
     scale = torch.tensor([5.0, 1.0, 4.0, 8.0, 2.0, 7.0, 3.0, 6.0])
@@ -170,6 +181,17 @@ def test_optimizer_state_is_cut_alike_and_parameters_stay() -> None:
     assert torch.equal(optimizer.state[weight]["exp_avg"], moment[[0, 2]])
     layer(torch.randn(2, 4)).sum().backward()
     optimizer.step()
+
+
+def test_a_graph_of_before_the_cut_may_live_on() -> None:
+    """Somebody has kept the loss of an earlier step: the next backward is that of the small layer all the same."""
+    layer, x = nn.Linear(4, 3), torch.ones(2, 4)
+    kept = layer(x).sum()
+    Cut({"weight": {0: torch.tensor([0, 2])}, "bias": {0: torch.tensor([0, 2])}}).apply(layer)
+    assert layer.weight.dtype == torch.float32
+    layer(x).sum().backward()
+    assert layer.weight.grad.tolist() == [[2.0] * 4] * 2
+    assert kept.requires_grad
 
 
 def test_targets_out_of_reach() -> None:
@@ -264,6 +286,9 @@ def test_several_steps_and_masks(pl: ModuleType, quiet: dict[str, Any], tmp_path
         ({"target": 0.5, "at": 1.0}, "at=1.0 must be a fraction of the run"),
         ({"target": 0.5, "steps": 0}, "steps=0 must be a whole number"),
         ({"target": 0.5, "round_to": True}, "round_to=True must be a whole number"),
+        ({"target": 0.5, "regularize": -1e-4}, "regularize=-0.0001 must be a number of at least 0"),
+        ({"target": 0.5, "regularize": float("nan")}, "regularize=nan must be a number of at least 0"),
+        ({"target": 0.5, "regularize": 1e-4, "at": 0.0}, "regularize=0.0001 means nothing with at=0.0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
