@@ -17,7 +17,8 @@ from tests.contract.rows import ROWS, Row
 from tests.wild.cases import Case, seed_all
 
 LOSSLESS = Row("lossless()", lp.lossless, "rounding", {})
-# Not yet what cuts channels: on these modules it refuses by ValueError (a target that cannot be met) or searches for minutes.
+# Not yet what cuts channels: on these modules it refuses by a ValueError (the target cannot be met), or searches for
+# minutes.
 EVERY_ROW = (LOSSLESS, *(row for row in ROWS if not row.reshapes))
 EPOCHS, TRAIN_BATCHES, VAL_BATCHES = 2, 4, 2
 
