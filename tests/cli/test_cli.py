@@ -48,6 +48,8 @@ def test_every_yaml_fits_two_batches(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = {"image_classification": data, "language_model": text}[config.parent.name]
+    if config.stem == "channels":  # the cut comes with the second epoch
+        tiny = [*tiny, "--trainer.max_epochs=2", "--trainer.limit_train_batches=1"]
     cli = trainer_command(["fit", "--config", str(config), *SMALL, *tiny])
     assert cli.trainer.global_step == 2
 
