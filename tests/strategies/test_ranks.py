@@ -13,7 +13,7 @@ from lightning_perf.strategies.presets import PRESETS
 from tests.strategies.launch import finish, log_of, run, start
 from tests.strategies.worker import EXACT, NEAR
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # two minutes of processes: make test-all
 
 FOUR = ("perf_ddp-adamw_clipped", "perf_ddp_bf16-sgd", "perf_ddp_int8-sgd", "perf_local_sgd-sgd")
 

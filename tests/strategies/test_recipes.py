@@ -11,7 +11,7 @@ import pytest
 
 from tests.recipes.idx_files import write_files
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # two minutes of processes: make test-all
 ROOT = Path(__file__).parents[2]
 
 
