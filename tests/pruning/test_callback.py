@@ -149,6 +149,8 @@ def test_saved_averages_are_exactly_zero(
     average: str, first: bool, pl: ModuleType, quiet: dict[str, Any], tmp_path: Path
 ) -> None:
     """Each average has seen the weights before they were pruned, and must forget them."""
+    if average == "lightning" and not hasattr(pl.callbacks, "EMAWeightAveraging"):
+        pytest.skip("this release of Lightning has no EMAWeightAveraging")
     other = {
         "ema": lambda: lp.OptimizerFactory(ema=0.9),
         "auto": lambda: lp.OptimizerFactory("auto", warmup=2),
