@@ -201,7 +201,8 @@ def test_equals_are_no_difference(training: Callable[[], Any]) -> None:
     assert report.values("final_metric", report.variants[1]) == pytest.approx(
         report.values("final_metric", BASELINE), rel=1e-5
     )
-    assert "Keep own optimizer" in report.table(250)
+    # Which of two equals is the faster one by a hair is up to the machine; which ends better is not.
+    assert "By final val_loss: no candidate did better than own optimizer." in report.table(250)
 
 
 def test_callbacks_that_give_way(quiet: dict[str, Any]) -> None:
