@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from lightning_perf import measuring
-from lightning_perf.host import BatchMeter, at_timing_door
+from lightning_perf.host import BatchMeter
 from lightning_perf.profiling import phases
 from lightning_perf.profiling.callback_evidence import ProcessorUse
+from lightning_perf.profiling.callback_looks import operator_trace, peak_bytes, reset_peak, watch_memory
 from lightning_perf.profiling.device_events import DeviceTimeline
 from lightning_perf.profiling.flop_count import FlopCount
 from lightning_perf.profiling.flops import FlopCounter
@@ -81,10 +82,7 @@ class Observations:
         self.began = True
         self.plan.short = batches is not None and batches < SHORT
         self._watch.__enter__()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            measuring.reset_peak_rss()
+        reset_peak(self.device)
         self._depth = self.clock.depth
         starting = self.clock.index_of(phases.WORKER_START)
         self.first_start = self.clock.totals[starting]
@@ -226,10 +224,7 @@ class Observations:
         self.contention = self._watch.result.sentence()
         if self.timeline is not None:
             self.timeline.poll()
-        if self.device.type == "cuda":
-            peak: int | None = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = measuring.peak_rss_bytes()
+        peak = peak_bytes(self.device)
         self.peak_memory = None if peak is None else max(peak, self.peak_memory or 0)
 
     def close(self) -> None:
@@ -290,71 +285,20 @@ class Observations:
         self._counter = self._looking.enter_context(FlopCounter(self.module))
 
     def _watch_memory(self) -> None:
-        clock, cuda = self.clock, self.device.type == "cuda"
-        marked = clock.mark
-        current = clock.current
+        def saw(peak: int, phase: str) -> None:
+            self.peak_memory = max(peak, self.peak_memory or 0)
+            if not phase.startswith(phases.CALLBACK):
+                self.memory[phase] = max(peak, self.memory.get(phase, 0))
 
-        def peak() -> int | None:
-            return torch.cuda.max_memory_allocated(self.device) if cuda else measuring.peak_rss_bytes()
-
-        def mark(phase: int) -> None:
-            nonlocal current
-            bytes_ = peak()
-            if bytes_ is not None:
-                self.peak_memory = max(bytes_, self.peak_memory or 0)
-                if not current.startswith(phases.CALLBACK):
-                    self.memory[current] = max(bytes_, self.memory.get(current, 0))
-            if cuda:
-                torch.cuda.reset_peak_memory_stats(self.device)
-            else:
-                measuring.reset_peak_rss()
-            current = clock.names[phase]
-            if marked is not None:
-                marked(phase)
-
-        clock.mark = mark
-        self._looking.callback(setattr, clock, "mark", marked)
+        self._looking.callback(watch_memory(self.clock, self.device, saw))
 
     def _trace(self) -> None:
         if self.traced is not None or self.plan.folder is None:
             return
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        profiler = torch.profiler.profile(activities=activities)
-        path = self.plan.folder / "trace.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._tracing.callback(profiler.export_chrome_trace, str(path))
-        self._tracing.enter_context(profiler)
-        names = _NamedRanges()
-        self._tracing.callback(names.close)
-        self._tracing.callback(at_timing_door(self._trainer, names))
-        self.traced = path
+        self.traced = self.plan.folder / "trace.json"
+        self._tracing.enter_context(operator_trace(self._trainer, self.device, self.traced))
 
 
 def _key(phase: str) -> str:
     """A phase as part of a metric's name; loggers such as MLflow's take letters, digits, spaces and ``/-_.`` only."""
     return phase.partition(" (")[0].replace(": ", "/")
-
-
-class _NamedRanges:
-    """Writes the loops' actions into torch's profile, so that a trace shows both."""
-
-    def __init__(self) -> None:
-        self._open: list[Any] = []
-
-    def start(self, action: str) -> None:
-        """An action begins."""
-        span = torch.profiler.record_function(action)
-        span.__enter__()
-        self._open.append(span)
-
-    def stop(self, action: str) -> None:
-        """An action ends; one that began before the trace is not in it."""
-        if self._open:
-            self._open.pop().__exit__(None, None, None)
-
-    def close(self) -> None:
-        """End what is still open."""
-        while self._open:
-            self.stop("")
