@@ -1,4 +1,4 @@
-"""Start one process a rank and collect what rank zero found."""
+"""Tests over several ranks: start one process a rank, run cases in one process group, collect what rank zero found."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).parents[1]
 
 
 def start(module: str, out: Path, world_size: int, *words: str) -> list[subprocess.Popen[Any]]:
@@ -25,7 +30,7 @@ def start(module: str, out: Path, world_size: int, *words: str) -> list[subproce
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "strategies",
+        "TORCHELASTIC_RUN_ID": "tests",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
@@ -54,8 +59,24 @@ def finish(processes: list[subprocess.Popen[Any]], seconds: float = 300) -> list
             process.kill()
 
 
-def run(module: str, out: Path, world_size: int, *words: str) -> dict[str, Any]:
+def run(module: str, out: Path, world_size: int, *words: str, seconds: float = 300) -> dict[str, Any]:
     """Start, wait, and read the JSON that rank zero wrote to ``out``."""
-    codes = finish(start(module, out, world_size, *words))
+    codes = finish(start(module, out, world_size, *words), seconds)
     assert not any(codes), "\n".join(log_of(out, rank).read_text()[-4000:] for rank in range(world_size))
     return json.loads(out.read_text())
+
+
+def run_cases(cases: Mapping[str, Callable[[], Any]], out: Path) -> None:
+    """In a rank: run every case, have rank zero write the results, and leave the process group."""
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name, case in cases.items():
+        try:
+            results[name] = case()
+        except Exception:
+            results[name] = {"error": traceback.format_exc()}
+            break  # the ranks may have parted; the cases after this one are reported as not run
+    if dist.get_rank() == 0:
+        out.write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import lightning_perf as lp
 from lightning_perf.quantization import preparation
 from tests.contract.modules import images, make
 from tests.contract.rows import ROWS, Row
+from tests.ranks import run_cases
 
 
 def fit(callbacks: list[Any], folder: Path, kind: str = "plain", **arguments: Any) -> Any:
@@ -126,7 +125,6 @@ def check_ranges(folder: Path) -> dict[str, Any]:
 def main(out: str) -> None:
     torch.set_num_threads(1)
     folder = Path(out).parent
-    results: dict[str, Any] = {}
     cases = {row.name: lambda row=row: check(row, folder) for row in ROWS}
     cases["resume"] = lambda: check_resume(folder / "plain")
     cases["resume_averaged"] = lambda: check_resume(
@@ -136,16 +134,7 @@ def main(out: str) -> None:
     cases["ranges"] = lambda: check_ranges(folder)
     cases["random_masks"] = lambda: check_random_masks(folder)
     cases["slowest_rank"] = lambda: check_slowest_rank(folder)
-    for name, case in cases.items():
-        try:
-            results[name] = case()
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
-            break  # the ranks may have parted; the cases after this one are reported as not run
-    if dist.get_rank() == 0:
-        Path(out).write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
+    run_cases(cases, Path(out))
 
 
 if __name__ == "__main__":

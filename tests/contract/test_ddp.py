@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.contract.rows import ROWS, Row
+from tests.ranks import run
 
 pytestmark = pytest.mark.ddp
 
@@ -20,39 +15,7 @@ pytestmark = pytest.mark.ddp
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the two ranks found, from one start."""
-    out = tmp_path_factory.mktemp("ddp") / "results.json"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "contract",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    command = [sys.executable, "-m", "tests.contract.ddp_worker", str(out)]
-    logs = [out.with_name(f"rank{rank}.log") for rank in range(2)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
-    return json.loads(out.read_text())
+    return run("tests.contract.ddp_worker", tmp_path_factory.mktemp("ddp") / "results.json", 2, seconds=600)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_perf.strategies.compression import bytes_on_the_wire
 from lightning_perf.strategies.presets import PRESETS
-from tests.strategies.launch import finish, log_of, run, start
+from tests.ranks import finish, log_of, run, start
 from tests.strategies.worker import EXACT, NEAR
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # two minutes of processes: make test-all

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,6 +23,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
 from lightning_perf.strategies.presets import PRESETS
+from tests.ranks import run_cases
 from tests.strategies.modules import make, rows
 
 
@@ -366,21 +365,8 @@ def checks(folder: Path) -> dict[str, Callable[[], Any]]:
 
 
 def main(out: str, *only: str) -> None:
-    torch.set_num_threads(1)
-    folder = Path(out).parent
-    results: dict[str, Any] = {}
-    for name, case in checks(folder).items():
-        if only and name not in only:
-            continue
-        try:
-            results[name] = case()
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
-            break  # the ranks may have parted; the cases after this one are reported as not run
-    if dist.get_rank() == 0:
-        Path(out).write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
+    path = Path(out)
+    run_cases({name: case for name, case in checks(path.parent).items() if not only or name in only}, path)
 
 
 if __name__ == "__main__":
