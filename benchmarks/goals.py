@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_perf.measuring import Interval
-from lightning_perf.report import Report
+from lightning_perf.report import Report, Run
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,6 +45,35 @@ def publish(report: Report, name: str, goals: list[Goal]) -> None:
     path = RESULTS / f"{name}.json"
     report.to_json(path)
     print(f"raw samples: benchmarks/results/{name}.json")
+
+
+def clocked(
+    work: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    repeats: int = 1,
+    warmup: int = 1,
+    **more: Mapping[str, float],
+) -> list[Run]:
+    """Every piece of work once a round, ``repeats`` calls together, in an order that changes.
+
+    Runs hold ``cpu_seconds`` and ``wall_seconds`` of one call, and of each further keyword the number under the work's name.
+    """
+    names, shuffled, runs = list(work), random.Random(0), []
+    for call in work.values():
+        for _ in range(warmup):
+            call()
+    for round_ in range(rounds):
+        shuffled.shuffle(names)
+        for name in names:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(repeats):
+                work[name]()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            quantities = {"cpu_seconds": cpu / repeats, "wall_seconds": wall / repeats}
+            quantities |= {key: values[name] for key, values in more.items() if name in values}
+            runs.append(Run(name, round_, len(runs), quantities=quantities))
+    return runs
 
 
 def quiet_trainer(callbacks: list[Any], **arguments: Any) -> pl.Trainer:

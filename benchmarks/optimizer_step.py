@@ -9,14 +9,11 @@ wall time, interleaved in blocks in a random order. Goals: <= 0.45x and <= 0.2x 
 
 from __future__ import annotations
 
-import random
-import time
-
 import torch
 
-from benchmarks.goals import Goal, publish
+from benchmarks.goals import Goal, clocked, publish
 from lightning_perf.optim.fused import make_fused
-from lightning_perf.report import Quantity, Report, Run
+from lightning_perf.report import Quantity, Report
 
 ROUNDS = 15
 STEPS = 4
@@ -41,24 +38,11 @@ def optimizer(shapes: list[tuple[int, int]], *, fused: bool) -> torch.optim.Opti
 def measure(label: str, shapes: list[tuple[int, int]]) -> tuple[Report, list[Goal]]:
     """Interleaved blocks of ``STEPS`` steps."""
     variants = {"the user's AdamW": optimizer(shapes, fused=False), "OptimizerFactory()": optimizer(shapes, fused=True)}
-    names = list(variants)
-    for made in variants.values():
-        made.step()
-    shuffled = random.Random(0)
-    runs = []
-    for round_ in range(ROUNDS):
-        shuffled.shuffle(names)
-        for name in names:
-            wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(STEPS):
-                variants[name].step()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            quantities = {
-                "cpu_seconds": cpu / STEPS,
-                "wall_seconds": wall / STEPS,
-                "state": _state_bytes(variants[name]),
-            }
-            runs.append(Run(name, round_, len(runs), quantities=quantities))
+    steps = {name: made.step for name, made in variants.items()}
+    for step in steps.values():
+        step()
+    states = {name: _state_bytes(made) for name, made in variants.items()}
+    runs = clocked(steps, ROUNDS, repeats=STEPS, warmup=0, state=states)
     left, right = ([p for g in made.param_groups for p in g["params"]] for made in variants.values())
     gap = max(float((a - b).detach().abs().max()) for a, b in zip(left, right, strict=True))
     count = sum(parameter.numel() for parameter in left)

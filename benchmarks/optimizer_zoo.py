@@ -10,18 +10,14 @@ whole step of Muon never slower than torch's, at the shapes of ResNet-20 and for
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Mapping
-
 import torch
 from torch import nn
 from torch.optim import _muon
 
-from benchmarks.goals import Goal, publish
+from benchmarks.goals import Goal, clocked, publish
 from lightning_perf.optim.newton_schulz import orthogonalize
 from lightning_perf.optim.registry import build
-from lightning_perf.report import Quantity, Report, Run
+from lightning_perf.report import Quantity, Report
 
 ROUNDS = 15
 SECONDS = Quantity("cpu_seconds", "step, CPU time", "ms", better="lower", digits=2, scale=1e3, kind="other")
@@ -52,26 +48,6 @@ def zoo(name: str) -> torch.optim.Optimizer:
     return build(name, parameters(ZOO), options=limited)
 
 
-def measured(work: Mapping[str, Callable[[], object]], repeats: int, states: Mapping[str, float]) -> list[Run]:
-    """Interleaved blocks of ``repeats`` calls."""
-    names = list(work)
-    for call in work.values():
-        call()
-        call()
-    shuffled = random.Random(0)
-    runs = []
-    for round_ in range(ROUNDS):
-        shuffled.shuffle(names)
-        for name in names:
-            wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(repeats):
-                work[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            quantities = {"cpu_seconds": cpu / repeats, "wall_seconds": wall / repeats, "state": states.get(name)}
-            runs.append(Run(name, round_, len(runs), quantities=quantities))
-    return runs
-
-
 def step_cost() -> None:
     """Whole steps of the zoo beside torch's loop over the tensors, and beside its fused step."""
     made = {LOOP: torch.optim.AdamW(parameters(ZOO), lr=1e-3), "fused AdamW": build("adamw", parameters(ZOO))}
@@ -80,7 +56,7 @@ def step_cost() -> None:
     for each in made.values():
         each.step()
     states = {name: _state_bytes(each) for name, each in made.items()}
-    runs = measured({name: each.step for name, each in made.items()}, 2, states)
+    runs = clocked({name: each.step for name, each in made.items()}, ROUNDS, repeats=2, warmup=2, state=states)
     count = sum(rows * columns for rows, columns in ZOO)
     title = f"Optimizer steps, {count / 1e6:.1f}M parameters in {len(ZOO)} tensors, 1 thread"
     report = Report(title, LOOP, runs, [SECONDS, WALL, STATE])
@@ -99,7 +75,7 @@ def newton_schulz() -> None:
         return orthogonalize([matrix.unsqueeze(0) for matrix in matrices])
 
     gap = max(float((a - b[0]).abs().max()) for a, b in zip(torchs(), ours(), strict=True))
-    runs = measured({TORCHS: torchs, "muon": ours}, 5, {})
+    runs = clocked({TORCHS: torchs, "muon": ours}, ROUNDS, repeats=5, warmup=2)
     note = f"Largest difference of an orthogonalized element: {gap:.1e}; both iterate in bfloat16 where the CPU has it."
     report = Report("Newton-Schulz, 200 matrices of 32x32, 1 thread", TORCHS, runs, [SECONDS, WALL], notes=[note])
     publish(report, "newton_schulz", [Goal("cpu_seconds", "muon", 12.0)])
@@ -109,7 +85,7 @@ def muon_step(label: str, name: str, shapes: Shapes, repeats: int) -> None:
     """Whole steps of Muon on matrices alone, which is what torch's takes."""
     theirs = torch.optim.Muon(parameters(shapes), lr=1e-3, adjust_lr_fn="match_rms_adamw")
     ours = build("muon", parameters(shapes), lr=1e-3, weight_decay=theirs.defaults["weight_decay"])
-    runs = measured({TORCHS: theirs.step, "muon": ours.step}, repeats, {})
+    runs = clocked({TORCHS: theirs.step, "muon": ours.step}, ROUNDS, repeats=repeats, warmup=2)
     left, right = (each.param_groups[0]["params"] for each in (theirs, ours))
     gap = max(float((a - b).detach().abs().max()) for a, b in zip(left, right, strict=True))
     note = f"Largest difference of a weight after {ROUNDS * repeats + 2} steps: {gap:.1e}."

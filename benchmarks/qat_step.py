@@ -10,17 +10,15 @@ ranges a step costs less, which is the third variant. Goals: <= 1.75x and <= 1.5
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.goals import Goal, publish
+from benchmarks.goals import Goal, clocked, publish
 from lightning_perf.quantization import prepare
-from lightning_perf.report import Quantity, Report, Run
+from lightning_perf.report import Quantity, Report
 from recipes.image_classification.networks import build
 from recipes.language_model.networks import Decoder
 
@@ -74,19 +72,7 @@ def measure(title: str, case: Callable[[], tuple[nn.Module, Tensor, Tensor]]) ->
         "QuantizationAwareTraining": step_of(case, True, False),
         "ranges frozen": step_of(case, True, True),
     }
-    names = list(variants)
-    for step in variants.values():
-        for _ in range(3):
-            step()
-    shuffled = random.Random(0)
-    runs = []
-    for round_ in range(ROUNDS):
-        shuffled.shuffle(names)
-        for name in names:
-            wall, cpu = time.perf_counter(), time.process_time()
-            variants[name]()
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            runs.append(Run(name, round_, len(runs), quantities={"cpu_seconds": cpu, "wall_seconds": wall}))
+    runs = clocked(variants, ROUNDS, warmup=3)
     return Report(title, "float", runs, [SECONDS, WALL])
 
 

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 import lightning_perf as lp
 from benchmarks.goals import RESULTS
 from benchmarks.runtimes_peers import PEERS
+from lightning_perf import hardware
 from lightning_perf.deploy.gate import relative_error
-from lightning_perf.deploy.latency import Target, measure, torch_threads
+from lightning_perf.deploy.latency import Target, measure
 from lightning_perf.report import Quantity, Report, Run
 from recipes.image_classification.networks import build
 
@@ -175,7 +176,7 @@ def timed(
     """Interleaved rounds at batch 1 and 32, the error of every variant beside them."""
     targets = [Target(batch, threads) for batch in (1, SAMPLES)]
     fresh = torch.randn(SAMPLES, *samples.shape[1:], generator=torch.Generator().manual_seed(9))
-    with torch_threads(threads), torch.inference_mode():
+    with hardware.torch_threads(threads), torch.inference_mode():
         wanted = runs[EAGER]([fresh])[0].clone()
         errors = {
             label: relative_error(torch.as_tensor(np.asarray(run([fresh])[0])), wanted) for label, run in runs.items()
@@ -257,7 +258,7 @@ def main(args: Sequence[str]) -> None:
     counts = [int(args[1])] if len(args) > 1 else [1, 2]
     for name in names:
         for threads in counts:
-            with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
+            with tempfile.TemporaryDirectory() as folder, hardware.torch_threads(threads):
                 report = measured(name, threads, Path(folder))
             print(report.table())
             report.to_json(RESULTS / f"runtimes_{name}_t{threads}.json")
