@@ -18,6 +18,7 @@ OPTIONAL = {
 }
 FLOORS = {
     "_optional": 0,
+    "_quiet": 0,
     "_version": 0,
     "hardware": 0,
     "measuring": 0,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_perf.deploy.call import first_line
 from lightning_perf.host import preserved_rng
 from lightning_perf.host.dry_run import iter_is_self, peek
 
@@ -66,9 +67,10 @@ def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tupl
                 return found, f"{method}() as {step} calls it"
             tried.append(f"{step}: {found}")
     for arguments, words in _shapes(batch, method):
-        if _binds(signature, arguments, {}) and _runs(module, method, arguments):
+        refusal = _refusal(module, method, signature, arguments)
+        if refusal is None:
             return (arguments, {}), words
-        tried.append(words)
+        tried.append(f"{words}: {refusal}")
     raise ValueError(
         f"no call of {type(module).__name__}.{method}{signature} could be made of a {type(batch).__name__} (tried "
         f"{'; '.join(tried)}). Pass a dictionary of its arguments by name."
@@ -90,15 +92,17 @@ def _shapes(batch: Any, method: str) -> Iterator[tuple[tuple[Any, ...], str]]:
     yield (batch,), f"{method}(batch)"
 
 
-def _runs(module: nn.Module, method: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether the module accepts the arguments: whatever it raises says no."""
+def _refusal(module: nn.Module, method: str, signature: inspect.Signature, arguments: tuple[Any, ...]) -> str | None:
+    """What a copy of the module says against the arguments: any error it raises; ``None`` if it takes them."""
+    if not _binds(signature, arguments, {}):
+        return f"{len(arguments)} arguments do not fit the signature"
     clone = copy.deepcopy(module).eval()
     try:
         with preserved_rng(), torch.no_grad():
             getattr(clone, method)(*arguments)
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return first_line(error)
+    return None
 
 
 def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Arguments | str:

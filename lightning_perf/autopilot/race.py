@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lightning_perf import measuring
+from lightning_perf._quiet import at_level
 from lightning_perf.autopilot import halving
 from lightning_perf.autopilot.candidates import BASELINE, Candidate, config_with, given_candidates
 from lightning_perf.autopilot.compare import BadFactory, Factory, fit, fresh, monitored_metric
@@ -122,7 +123,7 @@ def race(
     else:
         trial = _in_process(config_or_factory, mode)  # type: ignore[arg-type]
     interrupted = False
-    hushed = _hushed() if quiet else contextlib.nullcontext()
+    hushed = at_level(logging.WARNING, *_TRAINERS) if quiet else contextlib.nullcontext()
     with _bar() as tell, measuring.watch_contention() as contention, _seeding_put_back(), hushed:
         options = {"seeds": seeds, "seed": seed, "metric": metric, "mode": mode}
         contest = Contest(trial, files, asked, given, tell=tell, **options)  # pyright: ignore[reportArgumentType]
@@ -249,20 +250,6 @@ def _seeding_put_back() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Trainers in this process only warn."""
-    loggers = [logging.getLogger(name) for name in _TRAINERS]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(max(logging.WARNING, logger.level))
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -226,12 +226,14 @@ def _fixed_batch(flat: FlatModule, call: Call, outputs: Sequence[Tensor]) -> str
             with torch.no_grad():
                 made = flat(*call.at(other))
         except Exception as error:
-            return f"with {other} the module raises {type(error).__name__}: {_first_line(error)}"
+            return f"with {other} the module raises {first_line(error)}"
         for index, (one, example) in enumerate(zip(made, outputs, strict=True)):
             if example.ndim and example.size(0) == size and one.size(0) != other:
                 return f"with {other} output {index} has the leading size {one.size(0)}"
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def first_line(error: BaseException) -> str:
+    """Class and first line of an error, for one line of a report."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

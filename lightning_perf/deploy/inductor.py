@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.deploy.source import BF16, INT8, NotExportable, Source, exported_program, first_line, quiet
+from lightning_perf.deploy.call import first_line
+from lightning_perf.deploy.source import BF16, INT8, NotExportable, Source, exported_program, quiet
 from lightning_perf.deploy.variant import Run, Variant
 from lightning_perf.hardware import bfloat16_is_native
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +83,3 @@ def _repeats(run: Run, tensors: Sequence[Tensor], clock: Callable[[], float]) ->
         run(tensors)
         once = clock() - start
     return max(1, min(_MOST_CALLS, round(_SAMPLE_SECONDS / once))) if once > 0 else _MOST_CALLS
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads of torch for the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

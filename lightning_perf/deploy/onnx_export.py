@@ -8,11 +8,11 @@ import torch
 
 from lightning_perf._optional import require
 from lightning_perf.deploy.calibrate import observe
-from lightning_perf.deploy.call import BATCH
+from lightning_perf.deploy.call import BATCH, first_line
 from lightning_perf.deploy.onnx_graph import OnnxGraph, pool_means
 from lightning_perf.deploy.quantized_graph import Plan, quantize_graph
 from lightning_perf.deploy.shortcuts import convolve_shortcuts
-from lightning_perf.deploy.source import INT8, NotExportable, Source, exported_program, first_line, quiet
+from lightning_perf.deploy.source import INT8, NotExportable, Source, exported_program, quiet
 
 
 def float_graph(source: Source, precision: str) -> Any:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.deploy.call import Call, FlatModule, describe_call
+from lightning_perf.deploy.call import Call, FlatModule, describe_call, first_line
 from lightning_perf.deploy.load import open_artifact
-from lightning_perf.deploy.source import NotExportable, Source, exported_program, first_line
+from lightning_perf.deploy.source import NotExportable, Source, exported_program
 from lightning_perf.deploy.variant import Run, Variant
 
 NAME = "parts"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.deploy.call import BATCH, Call, FlatModule
+from lightning_perf import _quiet
+from lightning_perf.deploy.call import BATCH, Call, FlatModule, first_line
 from lightning_perf.deploy.quantized_graph import LayerRanges
 
 FP32, BF16, INT8 = "fp32", "bf16", "int8"
@@ -70,25 +69,6 @@ def exported_program(module: nn.Module, call: Call) -> torch.export.ExportedProg
     raise NotExportable(f"torch.export cannot trace {type(module).__name__}.{call.method} ({'; '.join(reasons)})")
 
 
-def first_line(error: BaseException) -> str:
-    """Class and first line of an error, for one line of a report."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Exporters warn and log about their own insides; what matters comes back as an error or in the report."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return _quiet.quiet("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")

@@ -13,7 +13,7 @@ import torch
 from lightning_perf import hardware
 from lightning_perf.deploy.call import FlatModule
 from lightning_perf.deploy.gate import TOLERANCE, Verdict, check, state_of
-from lightning_perf.deploy.latency import Target, measure, torch_threads
+from lightning_perf.deploy.latency import Target, measure
 from lightning_perf.deploy.serve import rebuild
 from lightning_perf.deploy.source import FP32, Source
 from lightning_perf.deploy.variant import Run, Variant
@@ -104,7 +104,7 @@ def race(source: Source, trials: Sequence[Trial], wanted: Sequence[Target], roun
     plain = eager(source)
     for target in wanted:
         tensors = source.call.at(target.batch)
-        with torch_threads(target.threads):
+        with hardware.torch_threads(target.threads):
             runs = {trial.variant.name: trial.variant.open(target.threads) for trial in trials if trial.passed}
             found = measure({EAGER: plain, **runs}, tensors, rounds=rounds)
         baseline[target.key] = found.pop(EAGER)

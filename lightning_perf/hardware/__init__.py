@@ -15,3 +15,4 @@ from lightning_perf.hardware.system import bfloat16_is_native as bfloat16_is_nat
 from lightning_perf.hardware.system import cpu_flags as cpu_flags
 from lightning_perf.hardware.system import machine as machine
 from lightning_perf.hardware.system import versions as versions
+from lightning_perf.hardware.threads import torch_threads as torch_threads

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_perf._quiet import quiet
 from lightning_perf.host import PerfCallback, is_a, namespace_of, preserved_rng
 from lightning_perf.host.dry_run import iter_is_self
 from lightning_perf.profiling.flop_count import FlopCount
@@ -75,12 +74,12 @@ def measure_flops(module: Any, data: Any = None, *, trainer: Any = None) -> Flop
         preserved_rng(),
         torch.inference_mode(False),
         torch.enable_grad(),
-        _quiet(),
+        quiet(*_LOGGERS),
         tempfile.TemporaryDirectory() as folder,
     ):
-        quiet = _trainer_like(namespace, trainer, clone, folder, step)
+        runner = _trainer_like(namespace, trainer, clone, folder, step)
         with suppress(_Counted):
-            quiet.fit(clone, **_feed(data))
+            runner.fit(clone, **_feed(data))
     if step.counter is None:
         raise ValueError(
             f"{type(data).__name__} gave no batch, so there was no training step; pass data that holds one."
@@ -262,19 +261,3 @@ def _culprit(value: Any, memo: Mapping[int, Any]) -> str | None:
         except Exception:
             return name
     return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither lines nor warnings of Lightning; the user hears them when they train."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

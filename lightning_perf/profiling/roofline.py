@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -114,7 +113,7 @@ def _measure(
     device: torch.device, dtypes: tuple[torch.dtype, ...], threads: int, clock: Callable[[], float]
 ) -> Roofline:
     budget = 0.9 / len(dtypes)
-    with _threads(threads):
+    with hardware.torch_threads(threads):
         rates = {d: hardware.measure_matmul(d, device=device, budget_seconds=budget, clock=clock) for d in dtypes}
         bandwidth = hardware.measure_bandwidth(device=device, clock=clock)
         dispatch = hardware.dispatch_seconds(device=device, clock=clock)
@@ -128,16 +127,6 @@ def _measure(
     if device.type == "cuda" and "float32" in peaks:
         notes.append(f"float32 products ran in {'TF32' if hardware.tf32_is_on() else 'full precision'}.")
     return Roofline(device_name(device), threads, peaks, bandwidth, dispatch, tuple(notes))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

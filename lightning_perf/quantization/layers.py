@@ -290,6 +290,7 @@ def _key_of(name: str, named: dict[str, Any]) -> str | None:
 
 @contextmanager
 def fused_attention_off(off: bool) -> Iterator[None]:
+    """Attention's one-kernel path, which reads weights past the layers, off for the time of a block if ``off``."""
     before = torch.backends.mha.get_fastpath_enabled()
     if not off or not before:
         yield
