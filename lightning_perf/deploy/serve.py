@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -160,9 +161,8 @@ def open_onnxruntime(path: Path, options: dict[str, Any], threads: int | None = 
 
 def open_openvino(path: Path, options: dict[str, Any], threads: int | None = None) -> Callable[..., Any]:
     """A compiled model of OpenVINO on the CPU, one stream."""
-    openvino = _runtime("openvino")
     settings = {"INFERENCE_NUM_THREADS": threads or _cores(), "NUM_STREAMS": 1, **options}
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = _core_of(_runtime("openvino")).compile_model(str(path), "CPU", settings).create_infer_request()
     count = len(request.model_outputs)
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -170,6 +170,17 @@ def open_openvino(path: Path, options: dict[str, Any], threads: int | None = Non
         return [np.array(found[index]) for index in range(count)]
 
     return run
+
+
+@cache
+def _core_of(openvino: Any) -> Any:
+    """One core for the life of the process, for the signals' sake.
+
+    OpenVINO 2026.4 gives the calling thread a stack for signal handlers and puts the one before back when its core goes:
+    of several cores, one leaves behind a stack that is freed, and the next signal, such as the end of a DataLoader's
+    worker, ends the process (SIGSEGV).
+    """
+    return openvino.Core()
 
 
 def _runtime(name: str) -> Any:

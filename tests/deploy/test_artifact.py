@@ -96,6 +96,30 @@ def test_serves_without_torch(folder: Path, toy: Residual, tmp_path: Path) -> No
     np.testing.assert_allclose(np.load(tmp_path / "pool.npy"), wanted, atol=1e-5)
 
 
+SIGNALS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import serve
+x = np.zeros((2, 3, 12, 12), np.float32)
+models = [serve.load(sys.argv[1], "openvino-int8", threads=1) for _ in range(3)]
+before = [model(x) for model in models]
+while models:
+    models.pop(0)
+signal.signal(signal.SIGCHLD, lambda *_: None)
+child = os.fork()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_signals_arrive_after_sessions_are_gone(folder: Path) -> None:
+    """OpenVINO's cores leave a freed stack to the handlers of signals, if there are several of them."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.returncode} {done.stderr}"
+
+
 def test_a_missing_runtime_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"openvino is not installed.*lightning-perf\[deploy\]"):
