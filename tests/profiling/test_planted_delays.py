@@ -92,6 +92,10 @@ def module_of(ns: ModuleType, sleeper: Sleeper, manual: bool = False) -> Any:
                 optimizer.step()
             return loss
 
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            sleeper.at("self.log")
+            super().log(*args, **kwargs)
+
         def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
             sleeper.at("transfer_batch_to_device")
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -163,6 +167,7 @@ PLACES = {
     "training_step": phases.FORWARD,
     "on_after_backward": phases.BACKWARD,
     "optimizer_step": phases.OPTIMIZER,
+    "self.log": phases.LOGGING,
     "logger": phases.LOGGERS,
     "callback": "callback: SlowCallback",
     "transfer_batch_to_device": phases.TRANSFER,
