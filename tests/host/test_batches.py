@@ -59,6 +59,7 @@ IDS = torch.zeros(4, 16, dtype=torch.long)
         (Data(torch.zeros(9, 2)), 9, None),
         (WithGraph(Graphs(8, 100), torch.zeros(8, 1)), 8, None),
         (PyG(), 6, None),
+        ((Graphs(8, 100), torch.zeros(100, 3), torch.zeros(100, 2)), 8, None),  # per node, but the graphs say how many
         (({"encoder": torch.zeros(4, 10, 2), "lengths": torch.zeros(4)}, (torch.zeros(4, 5), None)), 4, None),
         ([torch.zeros(3, 32, 40), torch.zeros(3, 20, 20)], 2, None),
         (
