@@ -88,7 +88,7 @@ def ort_dynamic(module: nn.Module, samples: Tensor, folder: Path, threads: int) 
 
 def nncf_openvino(module: nn.Module, samples: Tensor, folder: Path, threads: int, transformer: bool = False) -> Made:
     """``nncf.quantize`` on the OpenVINO model, mixed preset."""
-    import nncf
+    import nncf  # pyright: ignore[reportMissingImports]
 
     model = openvino.convert_model(str(float_onnx(module, samples, folder)))
     kind: dict[str, Any] = {"model_type": nncf.ModelType.TRANSFORMER} if transformer else {}
@@ -114,8 +114,11 @@ def compiled_openvino(path: Path, threads: int) -> Runner:
 def pt2e_inductor(module: nn.Module, samples: Tensor, folder: Path, threads: int) -> Made:
     """pt2e with the x86 quantizer, compiled with freezing; strict export, as its recipes do. One graph per batch size."""
     import torch._inductor.config as inductor
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86  # pyright: ignore[reportMissingImports]
+    from torchao.quantization.pt2e.quantize_pt2e import (  # pyright: ignore[reportMissingImports]
+        convert_pt2e,
+        prepare_pt2e,
+    )
 
     compiled: dict[int, Any] = {}
     for size in (1, len(samples)):
