@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_perf.deploy.call import first_line
-from lightning_perf.host import preserved_rng
+from lightning_perf.host import is_a, preserved_rng
 from lightning_perf.host.dry_run import iter_is_self, peek
 
 _STEPS = ("validation_step", "test_step", "predict_step", "training_step")
@@ -61,11 +61,11 @@ def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tupl
         return ((), dict(batch)), f"{method}() with the batch's entries as arguments"
     tried = []
     for step in _STEPS:
-        if callable(getattr(module, step, None)):
+        if _defines(module, step):
             found = _recorded(module, step, batch, method)
-            if isinstance(found, tuple):
+            if isinstance(found, tuple) and _binds(signature, *found):
                 return found, f"{method}() as {step} calls it"
-            tried.append(f"{step}: {found}")
+            tried.append(f"{step}: {found if isinstance(found, str) else 'its call does not fit the signature'}")
     for arguments, words in _shapes(batch, method):
         refusal = _refusal(module, method, signature, arguments)
         if refusal is None:
@@ -75,6 +75,14 @@ def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tupl
         f"no call of {type(module).__name__}.{method}{signature} could be made of a {type(batch).__name__} (tried "
         f"{'; '.join(tried)}). Pass a dictionary of its arguments by name."
     )
+
+
+def _defines(module: nn.Module, step: str) -> bool:
+    """Whether the step is the module's own; LightningModule's ``predict_step`` would pass on a batch, labels and all."""
+    if not callable(getattr(module, step, None)):
+        return False
+    owner = next((cls for cls in type(module).__mro__ if step in vars(cls)), None)
+    return not (is_a(module, "LightningModule") and owner is not None and owner.__name__ == "LightningModule")
 
 
 def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -163,6 +163,28 @@ def test_calls_are_found_by_shape_where_no_step_tells() -> None:
         arguments_of(nn.Linear(3, 2), torch.ones(1, 3), "encode")
 
 
+def test_the_default_predict_step_is_not_asked(ns: ModuleType) -> None:
+    """It would hand a whole batch, labels and all, to ``forward``."""
+
+    class Sequence(ns.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, source: Tensor, target: Tensor) -> Tensor:
+            return self.inner(source) * target
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            source, target = batch
+            return self(target, source).sum()
+
+    x, y = torch.ones(2, 4), torch.zeros(2, 4)
+    (args, kwargs), how = arguments_of(Sequence(), [x, y])
+    assert how == "forward() as training_step calls it"
+    assert [bool(one.any()) for one in args] == [False, True]
+    assert kwargs == {}
+
+
 def test_reading_a_loader_costs_no_random_number() -> None:
     loader = DataLoader(TensorDataset(torch.arange(10.0)), batch_size=2, shuffle=True)
     state = torch.get_rng_state()
