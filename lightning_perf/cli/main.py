@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningCLI
 import lightning_perf
 from lightning_perf.cli import (
     compare_command,
+    doctor_command,
     export_command,
     link_command,
     profile_command,
@@ -21,6 +22,7 @@ from lightning_perf.cli.trainer_cli import trainer_command
 
 _COMMANDS = {
     "compare": compare_command.run,
+    "doctor": doctor_command.run,
     "export": export_command.run,
     "link": link_command.run,
     "profile": profile_command.run,
@@ -39,6 +41,7 @@ Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf
 Commands of lightning_perf:
   compare     fit several configs, interleaved, and report each beside the first:
               lightning-perf compare --config baseline.yaml --config fast.yaml
+  doctor      what this machine and installation can do, and what is missing for what
   export      write a folder that runs in other runtimes, every variant checked and timed:
               lightning-perf export --config my.yaml --ckpt_path best.ckpt --output model.lpx
   link        measure the link between processes, for the choice of a DDP preset:
