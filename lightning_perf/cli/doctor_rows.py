@@ -53,7 +53,9 @@ FEATURES = (
     Feature("MallocTuning", ("glibc malloc",), ("MallocTuning",)),
     Feature("AutoMixedPrecision", ("bfloat16",), ("AutoMixedPrecision",)),
     Feature("ThroughputProfiler, profile", (), ("ThroughputProfiler", "measure_flops", "count_macs", "profile")),
-    Feature("compare, run", (), ("compare", "run", "fit", "validate", "test", "predict", "doctor", "Report")),
+    Feature(
+        "compare, run", (), ("compare", "run", "fit", "validate", "test", "predict", "doctor", "completion", "Report")
+    ),
     Feature("plots in HTML reports", ("matplotlib",)),
     Feature("MagnitudePruning", (), ("MagnitudePruning", "sparsity")),
     Feature("ChannelPruning", ("torch-pruning",), ("ChannelPruning", "load_pruned")),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_perf
 from lightning_perf.cli import (
     compare_command,
+    completion_command,
     doctor_command,
     export_command,
     link_command,
@@ -20,8 +21,9 @@ from lightning_perf.cli import (
 )
 from lightning_perf.cli.trainer_cli import trainer_command
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command.run,
+    "completion": lambda args: completion_command.run(args, [*LightningCLI.subcommands(), *_COMMANDS], main),
     "doctor": doctor_command.run,
     "export": export_command.run,
     "link": link_command.run,
@@ -41,6 +43,8 @@ Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf
 Commands of lightning_perf:
   compare     fit several configs, interleaved, and report each beside the first:
               lightning-perf compare --config baseline.yaml --config fast.yaml
+  completion  complete commands, options and short names in the shell:
+              eval "$(lightning-perf completion bash)"
   doctor      what this machine and installation can do, and what is missing for what
   export      write a folder that runs in other runtimes, every variant checked and timed:
               lightning-perf export --config my.yaml --ckpt_path best.ckpt --output model.lpx
