@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_perf
 from lightning_perf.cli import (
     compare_command,
+    completion_command,
+    doctor_command,
     export_command,
     link_command,
     profile_command,
     quantize_command,
     race_command,
+    run_command,
 )
 from lightning_perf.cli.trainer_cli import trainer_command
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command.run,
+    "completion": lambda args: completion_command.run(args, [*LightningCLI.subcommands(), *_COMMANDS], main),
+    "doctor": doctor_command.run,
     "export": export_command.run,
     "link": link_command.run,
     "profile": profile_command.run,
     "quantize": quantize_command.run,
     "race": race_command.run,
+    "run": run_command.run,
 }
 _USAGE = """usage: lightning-perf COMMAND [options]
 
@@ -37,6 +43,9 @@ Trainer commands (LightningCLI for modules of lightning.pytorch; `lightning-perf
 Commands of lightning_perf:
   compare     fit several configs, interleaved, and report each beside the first:
               lightning-perf compare --config baseline.yaml --config fast.yaml
+  completion  complete commands, options and short names in the shell:
+              eval "$(lightning-perf completion bash)"
+  doctor      what this machine and installation can do, and what is missing for what
   export      write a folder that runs in other runtimes, every variant checked and timed:
               lightning-perf export --config my.yaml --ckpt_path best.ckpt --output model.lpx
   link        measure the link between processes, for the choice of a DDP preset:
@@ -47,6 +56,8 @@ Commands of lightning_perf:
               lightning-perf quantize --config my.yaml --ckpt_path best.ckpt --max_drop 0.5%
   race        race optimizers, learning rates and schedules against the module's own:
               lightning-perf race --config my.yaml --budget 10m --metric val_acc
+  run         start somebody's script or command with callbacks in every Trainer it makes:
+              lightning-perf run --lossless train.py --epochs 3
 
 Options:
   --version   print the version

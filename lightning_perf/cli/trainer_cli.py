@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lightning_perf
+from lightning_perf.cli.yaml_lines import config_files, located
 
 
 class SaveConfigBesideLogs(SaveConfigCallback):
@@ -21,12 +22,37 @@ class SaveConfigBesideLogs(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class PerfParser(LightningArgumentParser):
+    """LightningCLI's parser, whose complaints begin with the line of the YAML file, and not with a page of usage."""
+
+    words: Sequence[str] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """jsonargparse's hook for everything that it complains about."""
+        super().error(f"{located(message, config_files(self.words))}{message}", ex)
+
+    def print_usage(self, file: Any = None) -> None:
+        """argparse's hook, called before a complaint, which the list of all options would hide; ``--help`` has it."""
+
+
 class PerfCLI(LightningCLI):
     """LightningCLI for any module and data, in which our callbacks are known by their short names.
 
     ``class_path: FastLogging`` and ``class_path: lightning_perf.FastLogging`` mean the same. ``--lossless true`` adds
     everything that changes no result. In a user's own ``LightningCLI(MyModule, MyData)`` use the long names.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        words = kwargs.get("args")
+        self._words = tuple(words) if isinstance(words, (list, tuple)) else tuple(sys.argv[1:])
+        super().__init__(*args, **{"parser_class": PerfParser, **kwargs})
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """LightningCLI's hook, for the parser and for that of every subcommand: it learns where its words come from."""
+        parser = super().init_parser(**kwargs)
+        if isinstance(parser, PerfParser):
+            parser.words = self._words
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """LightningCLI's hook: our own options."""

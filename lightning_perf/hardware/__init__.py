@@ -11,6 +11,8 @@ from lightning_perf.hardware.probes import dispatch_seconds as dispatch_seconds
 from lightning_perf.hardware.probes import matmul_rate as matmul_rate
 from lightning_perf.hardware.probes import measure_bandwidth as measure_bandwidth
 from lightning_perf.hardware.probes import measure_matmul as measure_matmul
+from lightning_perf.hardware.quota import cpu_quota as cpu_quota
+from lightning_perf.hardware.quota import memory_limit as memory_limit
 from lightning_perf.hardware.system import bfloat16_is_native as bfloat16_is_native
 from lightning_perf.hardware.system import cpu_flags as cpu_flags
 from lightning_perf.hardware.system import machine as machine

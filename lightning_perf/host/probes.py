@@ -69,6 +69,9 @@ PRIVATE_NAMES = (
     PrivateName("loops.fit_loop._FitLoop", "on_advance_end", ("self",), "PerfDDP"),
     PrivateName("strategies.DDPStrategy", "_register_ddp_hooks", ("self",), "PerfDDP"),
     PrivateName("strategies.DDPStrategy", "_setup_model", ("self", "model"), "PerfDDP"),
+    PrivateName("trainer.connectors.accelerator_connector._AcceleratorConnector", "_init_strategy", ("self",), "run"),
+    PrivateName("strategies.launchers.subprocess_script", "_basic_subprocess_cmd", (), "run"),
+    PrivateName("strategies.launchers.subprocess_script", "_hydra_subprocess_cmd", None, "run"),
     PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
 )
 
