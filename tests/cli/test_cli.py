@@ -17,9 +17,9 @@ from lightning_perf.cli.compare_command import compare_configs
 from lightning_perf.cli.trainer_cli import trainer_command
 from lightning_perf.host import PerfCallback
 from tests.recipes.idx_files import write_files
+from tests.recipes.small import CONFIGS, arguments
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "recipes").rglob("*.yaml"))
 SMALL = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
 SMALL += ["--trainer.limit_val_batches=1", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
 SMALL += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.devices=1"]
@@ -34,20 +34,11 @@ def data(tmp_path: Path) -> list[str]:
     return [f"--data.root={tmp_path / 'data'}", "--data.val_size=8", "--data.batch_size=4", "--data.eval_batch_size=8"]
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> list[str]:
-    """The same for the recipe that reads a text."""
-    (tmp_path / "text.txt").write_text("It is a truth universally acknowledged. " * 100)
-    return [f"--data.path={tmp_path / 'text.txt'}", "--data.batch_size=4"]
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 @pytest.mark.filterwarnings("ignore")
-def test_every_yaml_fits_two_batches(
-    config: Path, data: list[str], text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_yaml_fits_two_batches(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny = {"image_classification": data, "language_model": text}[config.parent.name]
+    tiny = arguments(config, tmp_path)
     if config.stem == "channels":  # the cut comes with the second epoch
         tiny = [*tiny, "--trainer.max_epochs=2", "--trainer.limit_train_batches=1"]
     cli = trainer_command(["fit", "--config", str(config), *SMALL, *tiny])
