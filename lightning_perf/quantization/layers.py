@@ -137,8 +137,9 @@ class Layer:
 
     def observe_output(self, output: Any) -> None:
         """Note the range of an output, for runtimes that want it."""
-        noting = self.shared.observing_outputs and self.active and self.output is not None
-        if noting and isinstance(output, Tensor):
+        if not (self.shared.observing_outputs and self.active and isinstance(output, Tensor)):
+            return
+        if self.output is not None:
             self.shared.ranges.observe(self.output, output)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -124,7 +124,8 @@ class Masked(nn.Linear):
 
 def test_a_layer_with_infinite_outputs_stays_in_float(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(4, 8), Masked(8, 3), nn.Softmax(-1), nn.Linear(3, 2)), torch.randn(16, 4)
+    masked, x = Masked(8, 3), torch.randn(16, 4)
+    net = nn.Sequential(nn.Linear(4, 8), masked, nn.Softmax(-1), nn.Linear(3, 2))
     lp.quantize(net, [x])
     assert "left in float, because its outputs were infinite or NaN: 1." in lines(entries(net))
     assert {entry.name: entry.quantized for entry in entries(net)} == {"0": True, "1": False, "3": True}
@@ -132,7 +133,7 @@ def test_a_layer_with_infinite_outputs_stays_in_float(tmp_path: Path) -> None:
     made = lp.export(net, x, tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["int8"], rounds=0)
     assert made.best == "onnxruntime-int8"
     assert "left in float: 1, because its outputs were infinite or NaN" in made.manifest["notes"]
-    net[1].fill = 0.0
+    masked.fill = 0.0
     lp.quantize(net, [x])
     assert all(entry.quantized for entry in entries(net)), "another calibration looks again"
 
