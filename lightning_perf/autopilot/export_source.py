@@ -20,6 +20,7 @@ from lightning_perf.deploy.quantized_graph import LayerRanges
 from lightning_perf.deploy.source import INT8, NotExportable, Source
 from lightning_perf.quantization.calibrate import calibrating
 from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
+from lightning_perf.quantization.listing import entries
 from lightning_perf.quantization.prepare import preparation, prepare, unprepare
 from lightning_perf.quantization.watch import Watch
 
@@ -60,7 +61,8 @@ def source_of(
     if shared.scheme.name != STATIC:
         why = f"runtimes need static ranges and the module is prepared as {shared.scheme.name}; prepare it as 'int8'"
         return replace(source, prepared=prepared), notes, {INT8: why}
-    notes += [f"left in float: {name}, because {reason}" for name, reason in shared.left.items()]
+    left = [entry for entry in entries(prepared) if not entry.quantized and not entry.name.startswith("(")]
+    notes += [f"left in float: {entry.name}, because {entry.note}" for entry in left]
     made = replace(
         source,
         prepared=prepared,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from lightning_perf.autopilot.compare import monitored_metric
@@ -16,6 +17,7 @@ from lightning_perf.quantization.calibrate import calibrating, forward_all
 from lightning_perf.quantization.callback_calibrate import Quantize
 from lightning_perf.quantization.layers import Preparation, records
 from lightning_perf.quantization.listing import entries, lines
+from lightning_perf.quantization.observers import Gather
 from lightning_perf.quantization.prepare import load_state, preparation, prepare, state_of, unprepare
 
 M = TypeVar("M", bound=nn.Module)
@@ -50,9 +52,13 @@ def quantize(
         max_drop: largest drop of the metric, in its own units (``0.002``) or as a percentage of its value in float
             (``"0.5%"``).
 
+    With a Trainer on several ranks, every rank calls this; ranges are those of all ranks together and the same on each, and
+    so is what stays in float.
+
     Raises:
         ValueError: an unknown scheme, a pattern that matches no layer, no layer to quantize, calibration that reaches no
-            layer or meets values that are not finite, or ``max_drop`` without a metric. The module is then as it was.
+            layer or meets values that are not finite, ``max_drop`` without a metric, or a strategy that validates in
+            processes of its own. The module is then as it was.
 
     Example::
 
@@ -75,50 +81,70 @@ def quantize(
     return module
 
 
+def keep_within(module: nn.Module, loader: Any, max_drop: float | str, trainer: Any = None) -> None:
+    """Keep in float what it takes for the metric to stay within ``max_drop``, with the ranges that the module has.
+
+    Raises:
+        ValueError: ``max_drop`` without a metric.
+    """
+    shared = preparation(module)
+    assert shared is not None
+    _check_metric(module, max_drop)
+    trainer, callback = trainer or _quiet_trainer(module), Quantize(module)
+    shared.quantizing = False
+    try:
+        in_float = _validate(module, loader, trainer, callback)
+    finally:
+        shared.quantizing = True
+    _meet(module, loader, trainer, callback, in_float, max_drop)
+
+
 def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any, max_drop: float | str | None) -> None:
-    validates = _validates(module)
-    if max_drop is not None and not validates:
-        raise ValueError(
-            f"max_drop={max_drop!r} needs a metric, and {type(module).__name__} has no validation_step that logs one; pass "
-            "a LightningModule with validation, or leave max_drop out."
-        )
+    if max_drop is not None:
+        _check_metric(module, max_drop)
     for _, _, layer in records(module):
         layer.active = layer.reason is None
     shared.sensitivity = {}
     callback = Quantize(module)
-    if not validates:
+    if not _validates(module):
+        if trainer is not None and trainer.world_size > 1:
+            raise ValueError(
+                f"trainer has {trainer.world_size} ranks and {type(module).__name__} has no validation_step for it to run; "
+                "pass a LightningModule with validation, or leave trainer out and give every rank the same batches."
+            )
         with calibrating(module):
             forward_all(module, loader)
     else:
         trainer = trainer or _quiet_trainer(module)
-
-        def validate() -> dict[str, float]:
-            trainer.callbacks.append(callback)
-            try:
-                logged = trainer.validate(module, loader, verbose=False)
-            finally:
-                trainer.callbacks.remove(callback)
-            return {name: float(value) for one in logged for name, value in one.items()}
-
-        with calibrating(module):
-            in_float = validate()
+        with calibrating(module, lambda: _gather(trainer)):
+            in_float = _validate(module, loader, trainer, callback)
         if max_drop is not None:
-            _meet(module, shared, in_float, validate, _metric(trainer, in_float, max_drop), max_drop, callback.say)
+            _meet(module, loader, trainer, callback, in_float, max_drop)
     for line in lines(entries(module)):
         callback.say(line)
 
 
+def _validate(module: nn.Module, loader: Any, trainer: Any, callback: Quantize) -> dict[str, float]:
+    """What the module logs in validation."""
+    trainer.callbacks.append(callback)
+    try:
+        logged = trainer.validate(module, loader, verbose=False)
+    finally:
+        trainer.callbacks.remove(callback)
+    return {name: float(value) for one in logged for name, value in one.items()}
+
+
 def _meet(
     module: nn.Module,
-    shared: Preparation,
+    loader: Any,
+    trainer: Any,
+    callback: Quantize,
     in_float: dict[str, float],
-    validate: Callable[[], dict[str, float]],
-    metric: str,
     max_drop: float | str,
-    say: Callable[[str], None],
 ) -> None:
-    """Keep in float what it takes for the metric to stay within its budget."""
-    reference, sign = in_float[metric], 1.0 if better(metric) == "max" else -1.0
+    """Keep in float what it takes for the metric to stay within its budget; on all ranks the same."""
+    metric = _metric(trainer, in_float, max_drop)
+    reference, sign = _mean(in_float[metric], trainer), 1.0 if better(metric) == "max" else -1.0
     if not math.isfinite(reference):
         raise ValueError(
             f"max_drop={max_drop!r}: {metric} is {reference} in float, so that no drop of it can be measured; look at the "
@@ -135,14 +161,18 @@ def _meet(
 
     def drop(names: Set[str]) -> float:
         only(names)
-        lost = sign * (reference - validate()[metric])
+        lost = sign * (reference - _mean(_validate(module, loader, trainer, callback)[metric], trainer))
         return math.inf if math.isnan(lost) else lost
 
     found = keep_fewest(list(groups), drop, budget)
     only(set(groups) - set(found.kept))
+    shared = preparation(module)
+    assert shared is not None
     shared.sensitivity = {f"{metric}: drop": dict(found.alone)} if found.alone else {}
     kept = f"with {', '.join(found.kept)} in float" if found.kept else "with all of them quantized"
-    say(f"{metric} {reference:.6g} in float, drop {found.drop:.3g} {kept} (max_drop={max_drop}, {budget:.3g}).")
+    callback.say(
+        f"{metric} {reference:.6g} in float, drop {found.drop:.3g} {kept} (max_drop={max_drop}, {budget:.3g})."
+    )
 
 
 def _metric(trainer: Any, logged: dict[str, float], max_drop: float | str) -> str:
@@ -153,6 +183,33 @@ def _metric(trainer: Any, logged: dict[str, float], max_drop: float | str) -> st
             "whose name starts with val, or give trainer a ModelCheckpoint that monitors one."
         )
     return metric
+
+
+def _gather(trainer: Any) -> Gather | None:
+    """Stacks a tensor of all ranks of a Trainer that has just validated; None where there is one rank."""
+    if trainer.world_size == 1:
+        return None
+    if not torch.distributed.is_initialized():
+        raise ValueError(
+            f"strategy {type(trainer.strategy).__name__} validates in {trainer.world_size} processes of its own, and ranges "
+            "stay there; use strategy='ddp', or a Trainer with devices=1."
+        )
+    strategy = trainer.strategy
+    return lambda mine: strategy.all_gather(mine.to(strategy.root_device)).to(mine.device)
+
+
+def _mean(value: float, trainer: Any) -> float:
+    """A number that every rank has, as one for all."""
+    gather = _gather(trainer)
+    return value if gather is None else float(gather(torch.tensor([value], dtype=torch.float64)).mean())
+
+
+def _check_metric(module: nn.Module, max_drop: float | str) -> None:
+    if not _validates(module):
+        raise ValueError(
+            f"max_drop={max_drop!r} needs a metric, and {type(module).__name__} has no validation_step that logs one; pass "
+            "a LightningModule with validation, or leave max_drop out."
+        )
 
 
 def _validates(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,22 +11,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_perf.quantization.broken import give_another_chance, leave_in_float, sort_broken
+from lightning_perf.quantization.observers import Gather
 from lightning_perf.quantization.prepare import preparation
 from lightning_perf.quantization.watch import Watch
 
 
 @contextmanager
-def calibrating(module: nn.Module) -> Iterator[None]:
+def calibrating(module: nn.Module, gather: Callable[[], Gather | None] = lambda: None) -> Iterator[None]:
     """Inside, a prepared module computes in float and its ranges are gathered anew; afterwards it rounds.
 
     The range of an activation is that of everything seen, narrowed to where rounding loses least.
 
+    Args:
+        module: a prepared module.
+        gather: asked afterwards for the function that stacks a tensor of all ranks, so that ranges are those of all of them
+            together, and the same on each; None: this process is alone.
+
     Raises:
-        ValueError: values that are not finite, or no batch that reached a layer.
+        ValueError: inputs or weights that are not finite, or no batch that reached a layer.
     """
     shared = preparation(module)
     assert shared is not None
     ranges = shared.ranges
+    give_another_chance(module)
     ranges.reset()
     ranges.samples = {}
     shared.observing = shared.observing_outputs = True
@@ -36,13 +44,15 @@ def calibrating(module: nn.Module) -> Iterator[None]:
     finally:
         shared.observing = shared.observing_outputs = False
         shared.quantizing = True
-    ranges.take_in()
-    ranges.clip_to_samples()
-    broken = [name for name, count in zip(ranges.names, ranges.broken.tolist(), strict=True) if count]
+    ranks = gather()
+    ranges.take_in(None if ranks is None else lambda ends: ranks(ends).amax(0))
+    ranges.clip_to_samples(ranks)
+    broken, spared = sort_broken(module, ranges)
+    leave_in_float(spared)
     if broken:
         raise ValueError(
-            f"infinite or NaN values reached {', '.join(broken)} in calibration; use a module and batches that give "
-            "finite outputs, or leave these layers out with ignore=[...]."
+            f"infinite or NaN values in calibration: {', '.join(broken)}; use a module and batches that give finite "
+            "outputs, or leave these layers out with ignore=[...]."
         )
     if ranges.names and not any(ranges.known):
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_perf.host import MisconfigurationException, PerfCallback, Stage, at_module_door, at_step_door
 from lightning_perf.host.step_door import StepName
+from lightning_perf.quantization.broken import REASON, leave_in_float, sort_broken, spoken
 from lightning_perf.quantization.callback_distill import Teacher
 from lightning_perf.quantization.callback_schedule import Schedule, check_moment
 from lightning_perf.quantization.kinds import NORMS
@@ -205,16 +206,20 @@ class QuantizationAwareTraining(PerfCallback):
         if not self._modules:
             return
         ranges = self._shared.ranges
-        broken = [name for name, count in zip(ranges.names, ranges.broken.tolist(), strict=True) if count]
-        hopeless = [name for name in broken if ranges.span(name) is None]
-        if hopeless:
+        lost, spared = sort_broken(pl_module, ranges)
+        if lost:
             raise RuntimeError(
-                f"the values of {', '.join(hopeless)} were infinite or NaN in every batch, so that they have no range; see "
-                "how training diverges without QuantizationAwareTraining, or leave these layers out with ignore=[...]."
+                f"infinite or NaN values in every batch: {', '.join(lost)}, so that there is no range of them; see how "
+                "training diverges without QuantizationAwareTraining, or leave these layers out with ignore=[...]."
             )
-        if broken:
-            self.say(f"batches with infinite or NaN values were left out of the ranges of {', '.join(broken)}.")
-            ranges.broken.zero_()
+        counts = zip(ranges.names, ranges.broken.tolist(), ranges.known, strict=True)
+        some = [spoken(name) for name, count, known in counts if count and known]
+        if some:
+            self.say(f"batches with infinite or NaN values were left out of the ranges of {', '.join(some)}.")
+        if spared:
+            leave_in_float(spared)
+            self.say(f"left in float, because {REASON} in every batch: {', '.join(layer.name for layer in spared)}.")
+        ranges.broken.zero_()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: layers that no batch has reached are said."""

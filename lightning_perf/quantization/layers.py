@@ -129,10 +129,17 @@ class Layer:
         warnings.warn(f"layer {self.name!r} is left in float from now on, because {reason}.", stacklevel=3)
 
     def saw(self, output: Any) -> None:
-        """Note the range of an output, for runtimes that want it, and remember it for the batch norm behind."""
+        """Take note of an output: it is the layer's own, or what the batch norm behind it will make of it."""
         if self.norm is not None:
             self.last = weakref.ref(output) if isinstance(output, Tensor) else None
-        elif self.shared.observing_outputs and self.output is not None and isinstance(output, Tensor):
+        else:
+            self.observe_output(output)
+
+    def observe_output(self, output: Any) -> None:
+        """Note the range of an output, for runtimes that want it."""
+        if not (self.shared.observing_outputs and self.active and isinstance(output, Tensor)):
+            return
+        if self.output is not None:
             self.shared.ranges.observe(self.output, output)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,8 +182,7 @@ def _norm_forward(own: Callable[..., Any], module: nn.Module, input: Tensor) -> 
             layer.regret("gave another input")
     output = input if layer.norm is module and layer.folded else own(module, input)
     layer.folded = False
-    if layer.shared.observing_outputs and layer.output is not None:
-        layer.shared.ranges.observe(layer.output, output)
+    layer.observe_output(output)
     return output
 
 

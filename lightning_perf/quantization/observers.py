@@ -12,6 +12,8 @@ from lightning_perf.quantization.rounding import HIGH, activation_parameters, ex
 
 #: Largest value over all ranks, element by element.
 Maximum = Callable[[Tensor], Tensor]
+#: A tensor of every rank, stacked.
+Gather = Callable[[Tensor], Tensor]
 
 _KEPT = 2**15  # values of a slot that clipping looks at
 _CANDIDATES = 40
@@ -99,11 +101,17 @@ class Ranges:
         self._refresh()
 
     @torch.no_grad()
-    def clip_to_samples(self) -> None:
-        """Narrow the known ranges to where rounding loses least on the values that were kept (mean squared error)."""
-        for slot, kept in (self.samples or {}).items():
+    def clip_to_samples(self, gather: Gather | None = None) -> None:
+        """Narrow the known ranges to where rounding loses least on the values that were kept (mean squared error).
+
+        With ``gather``, on the values that all ranks kept.
+        """
+        kept = {slot: samples.values() for slot, samples in (self.samples or {}).items()}
+        if gather is not None:
+            kept = _of_all_ranks(kept, len(self.names), gather)
+        for slot, values in kept.items():
             if self.known[slot]:
-                self.low[slot], self.high[slot] = best_clip(kept.values(), self.low[slot], self.high[slot])
+                self.low[slot], self.high[slot] = best_clip(values, self.low[slot], self.high[slot])
         self.samples = None
         self._refresh()
 
@@ -179,6 +187,21 @@ class Samples:
     def values(self) -> Tensor:
         """What was kept."""
         return torch.cat(self._chunks)
+
+
+def _of_all_ranks(kept: Mapping[int, Tensor], slots: int, gather: Gather) -> dict[int, Tensor]:
+    """The values of every slot from all ranks, in the same order on each."""
+    counts = torch.tensor([kept[slot].numel() if slot in kept else 0 for slot in range(slots)])
+    counts = gather(counts)
+    mine = torch.zeros(slots, max(1, int(counts.max())) if slots else 1)
+    for slot, values in kept.items():
+        mine[slot, : values.numel()] = values
+    stacked = gather(mine)
+    found = {}
+    for slot in range(slots):
+        if counts[:, slot].any():
+            found[slot] = torch.cat([row[slot, :count] for row, count in zip(stacked, counts[:, slot], strict=True)])
+    return found
 
 
 def best_clip(values: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

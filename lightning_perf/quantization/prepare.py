@@ -50,8 +50,8 @@ def prepare(
         the switches and ranges that all its layers share.
 
     Raises:
-        ValueError: an unknown scheme, a pattern that matches no layer, no layer that can be quantized, or a module that is
-            prepared differently.
+        ValueError: an unknown scheme, a pattern that matches no layer or none that is left, a layer that is ignored and has
+            a scheme, no layer that can be quantized, or a module that is prepared differently.
 
     Example::
 
@@ -71,8 +71,7 @@ def prepare(
             raise ValueError(
                 f"overrides for {pattern!r}: scheme={value!r} is not known; choose one of {FLOAT}, {', '.join(SCHEMES)}."
             )
-    wanted = {**dict.fromkeys(ignore, FLOAT), **(overrides or {})}
-    chosen, left = _choose(module, default, wanted, set(ignore))
+    chosen, left = _choose(module, default, ignore, overrides or {})
     existing = preparation(module)
     if existing is not None:
         mine = {name: layer.scheme.name for name, _, layer in records(module)}
@@ -188,35 +187,56 @@ Chosen = dict[str, tuple[nn.Module, Kind, Scheme]]
 
 
 def _choose(
-    module: nn.Module, default: Scheme, wanted: Mapping[str, str], ignored: set[str]
+    module: nn.Module, default: Scheme, ignore: Sequence[str], overrides: Mapping[str, str]
 ) -> tuple[Chosen, dict[str, str]]:
     chosen: Chosen = {}
     left: dict[str, str] = {}
-    matched: set[str] = set()
+    unused = {**dict.fromkeys(ignore, "ignore"), **dict.fromkeys(overrides, "overrides")}
+    shadowed: dict[str, str] = {}
     for name, child, kind in _candidates(module):
         if kind is None:
             reason = unquantized_reason(child)
             if reason is not None:
                 left[name] = reason
             continue
-        pattern = next((one for one in wanted if _matches(name, one)), None)
-        matched.update(one for one in wanted if _matches(name, one))
-        if pattern is not None and wanted[pattern] == FLOAT:
-            left[name] = "it is ignored" if pattern in ignored else "overrides keep it in float"
+        ignored = [pattern for pattern in ignore if _matches(name, pattern)]
+        named = [pattern for pattern in overrides if _matches(name, pattern)]
+        scheme = _agreed(name, default, ignored, named, overrides)
+        for pattern in (*ignored, *named[:1]):
+            unused.pop(pattern, None)
+        shadowed.update(dict.fromkeys(named[1:], named[0] if named else ""))
+        if scheme is None:
+            left[name] = "it is ignored" if ignored else "overrides keep it in float"
             continue
-        scheme = default if pattern is None else get_scheme(wanted[pattern])
         reason = reason_against(child, kind, scheme)
         if reason is None:
             chosen[name] = child, kind, scheme
         else:
             left[name] = reason
-    for pattern in wanted:
-        if pattern not in matched:
+    for pattern, argument in unused.items():
+        if pattern in shadowed:
             raise ValueError(
-                f"{'ignore' if pattern in ignored else 'overrides'}: {pattern!r} matches no layer that could be quantized; "
-                f"the layers are {', '.join(name for name, _, kind in _candidates(module) if kind is not None) or 'none'}."
+                f"overrides: {pattern!r} gives no layer its scheme, since the first match wins and {shadowed[pattern]!r} "
+                "comes first; put the narrower one first."
             )
+        raise ValueError(
+            f"{argument}: {pattern!r} matches no layer that could be quantized; the layers are "
+            f"{', '.join(name for name, _, kind in _candidates(module) if kind is not None) or 'none'}."
+        )
     return chosen, left
+
+
+def _agreed(
+    name: str, default: Scheme, ignored: Sequence[str], named: Sequence[str], overrides: Mapping[str, str]
+) -> Scheme | None:
+    """The scheme of a layer by the patterns that match it; None: float."""
+    scheme = overrides[named[0]] if named else default.name
+    if ignored and named and scheme != FLOAT:
+        raise ValueError(
+            f"layer {name!r} is named by ignore ({ignored[0]!r}) and by overrides ({named[0]!r}: {scheme!r}); a layer stays "
+            "in float or has a scheme, not both. Take it out of one of them."
+        )
+    return None if ignored or scheme == FLOAT else get_scheme(scheme)
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:

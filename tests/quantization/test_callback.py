@@ -180,8 +180,38 @@ def test_precisions(precision: str, quiet: dict[str, Any]) -> None:
 
 
 def test_infinite_values_stop_the_run(quiet: dict[str, Any]) -> None:
-    with pytest.raises(RuntimeError, match=r"the values of conv<input.* were infinite or NaN in every batch"):
+    with pytest.raises(RuntimeError, match=r"infinite or NaN values in every batch: the input of conv, "):
         fit(make(pl, nan=True), [lp.QuantizationAwareTraining()], quiet, num_sanity_val_steps=0)
+
+
+class Masked(nn.Linear):
+    """Its last output is minus infinity, as masked scores are."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).index_fill(1, torch.tensor([self.out_features - 1]), -torch.inf)
+
+
+def test_infinite_outputs_alone_leave_the_layer_in_float(quiet: dict[str, Any], tmp_path: Path) -> None:
+    """The run goes on, says it once, and a run from its checkpoint knows it."""
+
+    def masked() -> Any:
+        module = make(pl)
+        module.deep = nn.Sequential(module.deep, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+        module.deep.append(Masked(4, 5)).append(nn.Softmax(-1)).append(nn.Linear(5, 4))
+        module.deep.append(nn.Unflatten(1, (4, 1, 1)))
+        return module
+
+    module, qat = masked(), lp.QuantizationAwareTraining()
+    trainer = fit(module, [qat], quiet)
+    said = [line for line in qat.messages if "its outputs were infinite or NaN in every batch: deep.4." in line]
+    assert len(said) == 1
+    assert {entry.name: entry.quantized for entry in entries(module)}["deep.4"] is False
+    assert "deep.4" not in ranges(module)
+    assert {"conv", "deep.0", "deep.6", "head"} <= set(ranges(module))
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    again = masked()
+    fit(again, [lp.QuantizationAwareTraining()], quiet, max_epochs=3, ckpt_path=str(tmp_path / "c.ckpt"))
+    assert {entry.name: entry.note for entry in entries(again)}["deep.4"] == "its outputs were infinite or NaN"
 
 
 def test_some_infinite_batches_are_said(quiet: dict[str, Any]) -> None:
@@ -193,7 +223,8 @@ def test_some_infinite_batches_are_said(quiet: dict[str, Any]) -> None:
     qat = lp.QuantizationAwareTraining()
     fit(make(pl, lr=0.0), [Sometimes(), qat], quiet, max_epochs=1)
     assert any(
-        "batches with infinite or NaN values were left out of the ranges of conv<input" in m for m in qat.messages
+        "batches with infinite or NaN values were left out of the ranges of the input of conv" in m
+        for m in qat.messages
     )
 
 

@@ -37,6 +37,14 @@ def test_patterns_cover_what_is_below() -> None:
         ({"ignore": ["hedd"]}, r"ignore: 'hedd' matches no layer .* the layers are 0, 2, 3"),
         ({"ignore": ["1"]}, r"ignore: '1' matches no layer"),
         ({"overrides": {"9": "float"}}, r"overrides: '9' matches no layer"),
+        (
+            {"ignore": ["*"], "overrides": {"3": "int8-weight-only"}},
+            r"layer '3' is named by ignore \('\*'\) and by overrides \('3': 'int8-weight-only'\); .* Take it out of one",
+        ),
+        (
+            {"overrides": {"*": "int8-weight-only", "3": "float"}},
+            r"overrides: '3' gives no layer its scheme, .* '\*' comes first; put the narrower one first",
+        ),
         ({"overrides": {"3": "int7"}}, r"scheme='int7' is not known"),
         ({"scheme": "int9"}, r"scheme='int9' is not known; choose one of"),
         ({"ignore": "head"}, r"use ignore=\['head'\]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from itertools import combinations
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ import lightning_perf as lp
 from lightning_perf.autopilot.sensitivity import budget_of, grouped, keep_fewest
 from lightning_perf.quantization import entries, preparation, ranges, section, to_qdq
 from lightning_perf.quantization.layers import records
+from lightning_perf.quantization.listing import lines
 from lightning_perf.report import Report, Run
 from lightning_perf.report.quantities import FINAL_METRIC
 from tests.quantization.modules import images, make
@@ -83,7 +85,12 @@ def test_calibrating_again_forgets() -> None:
 def failing(kind: str) -> tuple[nn.Module, Any, str]:
     net = nn.Sequential(nn.Linear(4, 2))
     return {
-        "nan": (net, [torch.full((2, 4), float("nan"))], r"infinite or NaN values reached 0<input.* ignore="),
+        "nan": (
+            net,
+            [torch.full((2, 4), float("nan"))],
+            r"infinite or NaN values in calibration: the input of 0; .* ignore=",
+        ),
+        "nan weight": (_with_nan(nn.Linear(4, 2)), [torch.ones(2, 4)], r"in calibration: the weight of 0; "),
         "empty": (net, [], "calibration reached no layer; pass a loader"),
         "elsewhere": (nn.ModuleDict({"a": nn.Identity(), "b": net}), [], "calibration reached no layer"),
         "no layer": (nn.Sequential(nn.ReLU()), [torch.ones(2, 4)], "no layer that scheme='int8' can quantize"),
@@ -91,12 +98,44 @@ def failing(kind: str) -> tuple[nn.Module, Any, str]:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["nan", "empty", "elsewhere", "no layer", "error"])
+def _with_nan(layer: nn.Linear) -> nn.Module:
+    with torch.no_grad():
+        layer.weight[1, 2] = float("nan")
+    return nn.Sequential(layer)
+
+
+@pytest.mark.parametrize("kind", ["nan", "nan weight", "empty", "elsewhere", "no layer", "error"])
 def test_failures_leave_the_module_as_it_was(kind: str) -> None:
     net, loader, message = failing(kind)
     with pytest.raises((ValueError, RuntimeError), match=message):
         lp.quantize(net, loader)
     assert preparation(net) is None
+
+
+class Masked(nn.Linear):
+    """Its last output is minus infinity, as masked scores are."""
+
+    fill = -torch.inf
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows of scores."""
+        return super().forward(input).index_fill(1, torch.tensor([self.out_features - 1]), self.fill)
+
+
+def test_a_layer_with_infinite_outputs_stays_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    masked, x = Masked(8, 3), torch.randn(16, 4)
+    net = nn.Sequential(nn.Linear(4, 8), masked, nn.Softmax(-1), nn.Linear(3, 2))
+    lp.quantize(net, [x])
+    assert "left in float, because its outputs were infinite or NaN: 1." in lines(entries(net))
+    assert {entry.name: entry.quantized for entry in entries(net)} == {"0": True, "1": False, "3": True}
+    assert set(ranges(net)) == {"0", "3"}
+    made = lp.export(net, x, tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["int8"], rounds=0)
+    assert made.best == "onnxruntime-int8"
+    assert "left in float: 1, because its outputs were infinite or NaN" in made.manifest["notes"]
+    masked.fill = 0.0
+    lp.quantize(net, [x])
+    assert all(entry.quantized for entry in entries(net)), "another calibration looks again"
 
 
 @pytest.mark.parametrize("max_drop", ["much", -0.1, "-1%"])
