@@ -69,6 +69,13 @@ PRIVATE_NAMES = (
     PrivateName("loops.fit_loop._FitLoop", "on_advance_end", ("self",), "PerfDDP"),
     PrivateName("strategies.DDPStrategy", "_register_ddp_hooks", ("self",), "PerfDDP"),
     PrivateName("strategies.DDPStrategy", "_setup_model", ("self", "model"), "PerfDDP"),
+    PrivateName(
+        "loops.training_epoch_loop._TrainingEpochLoop", "_build_kwargs", ("self", "kwargs", "batch"), "perf_ddp_auto"
+    ),
+    PrivateName("loops.optimization.automatic._AutomaticOptimization", "run", ("self", "optimizer"), "perf_ddp_auto"),
+    PrivateName("loops.optimization.manual._ManualOptimization", "run", ("self", "kwargs"), "perf_ddp_auto"),
+    PrivateName(_CONNECTOR, "on_batch_start", ("self", "batch"), "perf_ddp_auto"),
+    PrivateName(_RESULTS, "__init__", ("self", "training"), "perf_ddp_auto"),
     PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
 )
 
