@@ -56,6 +56,8 @@ class FusedSync:
 
     def __init__(self, device: torch.device, reduce: Callable[..., Any]) -> None:
         self._device, self._reduce = device, reduce
+        #: False: every value goes its way by itself, as Lightning sends it.
+        self.fuses = True
         self._waiting: list[_Job] = []
         self._flights: list[_Flight] = []
         self._in_step = False
@@ -74,7 +76,7 @@ class FusedSync:
     def later(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """What Lightning calls for a value; inside a step the tensor returned gets its value at :meth:`settle`."""
         plain = isinstance(tensor, Tensor) and group is None and not tensor.requires_grad and reduce_op in _OPERATIONS
-        if not plain or tensor.numel() != 1:
+        if not (self.fuses and plain) or tensor.numel() != 1:
             return self._reduce(tensor, group=group, reduce_op=reduce_op)
         self._waiting.append(_Job(tensor, reduce_op))
         if not self._in_step:
@@ -97,6 +99,8 @@ class FusedSync:
 
     def compute(self, results: Any) -> None:
         """Reduce everything that an epoch logged together, and leave each result where Lightning would cache it."""
+        if not self.fuses:
+            return
         metrics = [metric for _, metric in results.valid_items() if self._computes(metric)]
         values = []
         for metric in metrics:
@@ -166,15 +170,18 @@ def fuse_sync(trainer: Any, sync: FusedSync, undo: Undo) -> None:
     undo.push(_put_back, connector, stock)
     undo.push(sync.forget)
     for collection in collections:
-        vars(collection)["log"] = _log_through(collection.log, sync)
+        log_through(collection, sync.later)
         undo.push(vars(collection).pop, "log", None)
 
 
-def _log_through(log: Callable[..., None], sync: FusedSync) -> Callable[..., None]:
-    def log_later(*args: Any, **kwargs: Any) -> None:
-        log(*args, **{**kwargs, "sync_dist_fn": sync.later})
+def log_through(collection: Any, reduce: Callable[..., Any]) -> None:
+    """Have ``reduce`` called for what is logged into ``collection``, in place of the strategy's own."""
+    log = collection.log
 
-    return log_later
+    def log_later(*args: Any, **kwargs: Any) -> None:
+        log(*args, **{**kwargs, "sync_dist_fn": reduce})
+
+    vars(collection)["log"] = log_later
 
 
 def _put_back(connector: Any, stock: type) -> None:

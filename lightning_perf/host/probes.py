@@ -72,6 +72,13 @@ PRIVATE_NAMES = (
     PrivateName("trainer.connectors.accelerator_connector._AcceleratorConnector", "_init_strategy", ("self",), "run"),
     PrivateName("strategies.launchers.subprocess_script", "_basic_subprocess_cmd", (), "run"),
     PrivateName("strategies.launchers.subprocess_script", "_hydra_subprocess_cmd", None, "run"),
+    PrivateName(
+        "loops.training_epoch_loop._TrainingEpochLoop", "_build_kwargs", ("self", "kwargs", "batch"), "perf_ddp_auto"
+    ),
+    PrivateName("loops.optimization.automatic._AutomaticOptimization", "run", ("self", "optimizer"), "perf_ddp_auto"),
+    PrivateName("loops.optimization.manual._ManualOptimization", "run", ("self", "kwargs"), "perf_ddp_auto"),
+    PrivateName(_CONNECTOR, "on_batch_start", ("self", "batch"), "perf_ddp_auto"),
+    PrivateName(_RESULTS, "__init__", ("self", "training"), "perf_ddp_auto"),
     PrivateName("utilities.types.LRSchedulerConfig", "__init__", None, "schedules"),
 )
 

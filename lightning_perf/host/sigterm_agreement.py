@@ -47,6 +47,8 @@ class SigtermAgreement:
 
     def __init__(self, trainer: Any, device: torch.device, every: int | None, questions: list[Question]) -> None:
         self._trainer, self._device, self._every, self._questions = trainer, device, every, questions
+        #: False: both halves are Lightning's own again.
+        self.engaged = True
         self._pending = False
         self._left, self._taken, self._since = 1, 0, time.perf_counter()
 
@@ -85,6 +87,15 @@ class SigtermAgreement:
             self._trainer._signal_connector.received_sigterm = True
             raise namespace_of(self._trainer).utilities.exceptions.SIGTERMException()
 
+    def agree_now(self) -> None:
+        """Agree without waiting for the turn; to be called on all processes.
+
+        Raises:
+            SIGTERMException: as :meth:`agree`.
+        """
+        self._left, self._taken = 1, 0
+        self.agree()
+
     def close(self) -> None:
         """A signal that came after the last agreement is left for whoever asks ``trainer.received_sigterm``."""
         if self._pending:
@@ -104,7 +115,11 @@ def agree_on_sigterm(
     require(connector, "received_sigterm")
     require(connector, "_sigterm_notifier_fn", parameters=("signum", "_"))
     agreement = SigtermAgreement(trainer, device, every, questions)
-    undo.push(wrap_at(loop, "_broadcast_sigterm_tensor", lambda inner: agreement.agree))
-    undo.push(wrap_at(connector, "_sigterm_notifier_fn", lambda inner: agreement.notice))
+
+    def instead(ours: Callable[..., None], inner: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: (ours if agreement.engaged else inner)(*args)
+
+    undo.push(wrap_at(loop, "_broadcast_sigterm_tensor", lambda inner: instead(agreement.agree, inner)))
+    undo.push(wrap_at(connector, "_sigterm_notifier_fn", lambda inner: instead(agreement.notice, inner)))
     undo.push(agreement.close)
     return agreement

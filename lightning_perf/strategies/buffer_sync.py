@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel.distributed import _BufferCommHookLocation
 
 _STATISTICS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
@@ -19,6 +20,7 @@ _STATISTICS = (
 )  # fmt: skip
 #: Forwards at the start of an epoch in which all buffers travel and are watched for changes.
 _WATCHED = 2
+_BYTES_AT_ONCE = 250 * 1024 * 1024
 
 Broadcast: TypeAlias = Callable[[list[Tensor]], None]
 AnyRank: TypeAlias = Callable[[list[bool]], list[bool]]
@@ -159,6 +161,17 @@ class BufferSync:
     def _buffers(self) -> dict[str, Tensor]:
         ignored = getattr(self._module, "_ddp_params_and_buffers_to_ignore", ())
         return {name: buffer for name, buffer in self._module.named_buffers() if name not in ignored}
+
+
+def defer_buffers(wrapper: Any, module: nn.Module, device: torch.device) -> BufferSync:
+    """Have DDP's ``wrapper`` around ``module`` ask a :class:`BufferSync` which buffers to send."""
+
+    def broadcast(tensors: list[Tensor]) -> None:
+        torch.distributed._broadcast_coalesced(wrapper.process_group, tensors, _BYTES_AT_ONCE, 0)  # pyright: ignore
+
+    buffers = BufferSync(module, broadcast, any_rank(device))
+    wrapper._register_buffer_comm_hook(None, buffers, _BufferCommHookLocation.PRE_FORWARD)
+    return buffers
 
 
 def any_rank(device: torch.device) -> AnyRank:

@@ -5,7 +5,7 @@ them or mixes their data (seen with PowerSGD on two buckets).
 """
 # DDP compares the hooks' annotations with classes, so they must not be turned into strings.
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ _Result = torch.futures.Future[torch.Tensor]
 _HALF = (torch.bfloat16, torch.float16)
 #: Every process sends its int8 gradients to every other one: from 5 processes on bfloat16, added on the way, is less.
 MOST_INT8 = 4
+_STATE = "lightning_perf_ddp"
 
 
 def _reduced(tensor: Tensor, group: Any) -> _Result:
@@ -137,6 +138,43 @@ class Int8Hook:
         self._buckets = {}
         keys = {name: key for key, name in self._names.items()}
         self._kept = {keys[name]: residual for name, residual in state.items() if name in keys}
+
+
+def compress(
+    wrapper: Any, compression: str, residuals: Mapping[str, Tensor] | None, say: Callable[[str], None]
+) -> Int8Hook | None:
+    """Have DDP's ``wrapper`` send its gradients compressed; returns what then has state, starting from ``residuals``."""
+    size = dist.get_world_size(wrapper.process_group)
+    if compression == "int8" and size <= MOST_INT8:
+        hook = Int8Hook(wrapper.process_group, wrapper.module)
+        if residuals is not None:
+            hook.load_state_dict(residuals)
+        wrapper.register_comm_hook(None, hook.reduce)
+        return hook
+    if compression == "int8":
+        say(
+            f"{size} processes: above {MOST_INT8}, int8 for each of them is more than bfloat16 added on the way; gradients "
+            "travel as bfloat16."
+        )
+    wrapper.register_comm_hook(None, Bfloat16Hook(wrapper.process_group).reduce)
+    return None
+
+
+def add_state(checkpoint: dict[str, Any], hook: Int8Hook | None, chosen: str | None) -> None:
+    """Put what every process still owes the others, and the preset that was ``chosen``, into a checkpoint. Collective."""
+    if "optimizer_states" not in checkpoint:
+        return
+    residuals = gathered_on_zero(hook.state_dict()) if hook is not None else None
+    state = {"residuals": residuals, "chosen": chosen}
+    state = {name: value for name, value in state.items() if value is not None}
+    if state:
+        checkpoint[_STATE] = state
+
+
+def state_in(checkpoint: Mapping[str, Any]) -> tuple[list[dict[str, Tensor]], str | None]:
+    """What :func:`add_state` put there: residuals of every process (none: an empty list), and the chosen preset."""
+    state = checkpoint.get(_STATE, {})
+    return state.get("residuals", []), state.get("chosen")
 
 
 def gathered_on_zero(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]] | None:

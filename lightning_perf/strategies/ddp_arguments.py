@@ -11,14 +11,22 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_perf.host import is_a
-from lightning_perf.strategies.link import bucket_mib, probe_link
+from lightning_perf.strategies.link import Link, bucket_mib, probe_link
 from lightning_perf.strategies.presets import Preset
 
 
 def ddp_arguments(
-    preset: Preset, given: dict[str, Any], trainer: Any, device: torch.device, say: Callable[[str], None]
+    preset: Preset,
+    given: dict[str, Any],
+    trainer: Any,
+    device: torch.device,
+    say: Callable[[str], None],
+    link: Link | None = None,
 ) -> dict[str, Any]:
-    """The arguments of DDP: those ``given``, and those of the preset. Collective where the preset probes the link."""
+    """The arguments of DDP: those ``given``, and those of the preset.
+
+    Collective where the preset needs to know the link and ``link`` was not measured before.
+    """
     arguments = dict(given)
     if preset.static_graph and accumulates(trainer):
         say(
@@ -31,13 +39,12 @@ def ddp_arguments(
         return arguments
     # LightningCLI passes every argument of DDP, as None where nobody said anything.
     said = {name: value for name, value in arguments.items() if value is not None}
-    return {**_overlapping(trainer.lightning_module, device, say), **said}
+    return {**_overlapping(trainer.lightning_module, device, say, link or probe_link(device)), **said}
 
 
-def _overlapping(module: nn.Module, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
+def _overlapping(module: nn.Module, device: torch.device, say: Callable[[str], None], link: Link) -> dict[str, Any]:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    link = probe_link(device)
     arguments: dict[str, Any] = {"bucket_cap_mb": bucket_mib(link, size), "gradient_as_bucket_view": True}
     if device.type == "cuda" and "batched_grad_copy" in signature(DistributedDataParallel).parameters:
         arguments["batched_grad_copy"] = True

@@ -6,22 +6,22 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parallel.distributed import _BufferCommHookLocation
 
 from lightning_perf.host import DoorClosed, MisconfigurationException, Undo
 from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
 from lightning_perf.host.fused_sync import FusedSync, fuse_sync
 from lightning_perf.host.ragged_epochs import RaggedEpochs
-from lightning_perf.host.sigterm_agreement import Question, agree_on_sigterm
-from lightning_perf.strategies.buffer_sync import BufferSync, any_rank
-from lightning_perf.strategies.compression_hooks import MOST_INT8, Bfloat16Hook, Int8Hook, gathered_on_zero
+from lightning_perf.host.sigterm_agreement import Question, SigtermAgreement, agree_on_sigterm
+from lightning_perf.strategies.auto import Choice
+from lightning_perf.strategies.auto_decision import become_the_fastest
+from lightning_perf.strategies.buffer_sync import BufferSync, defer_buffers
+from lightning_perf.strategies.compression_hooks import Int8Hook, add_state, compress, state_in
 from lightning_perf.strategies.ddp_arguments import ddp_arguments
 from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
-from lightning_perf.strategies.presets import preset_called
+from lightning_perf.strategies.presets import PLAIN, Preset, pool_called, preset_called
 from lightning_perf.strategies.refusals import (
     advise,
     check_arguments,
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 else:
     _DDPStrategy = object
 
-_BUFFER_BYTES = 250 * 1024 * 1024
-_STATE = "lightning_perf_ddp"
-
 
 class PerfDDPMixin(_DDPStrategy):
     """DDP without what it need not pay for; ``Trainer(strategy="perf_ddp")`` and the other names are its presets.
@@ -49,6 +46,7 @@ class PerfDDPMixin(_DDPStrategy):
         agree_every: micro-batches between two agreements on SIGTERM; ``None`` for about one a second.
         average_every: ``perf_local_sgd`` only: optimizer steps between two averages of the weights.
         warmup_steps: ``perf_local_sgd`` only: optimizer steps at the start that are exchanged as in ddp.
+        allow: ``perf_ddp_auto`` only: the promise that what it picks must keep, ``"exact"`` or ``"near"``.
 
     Raises:
         MisconfigurationException: if the preset is unknown, or cannot run with what it is given.
@@ -67,6 +65,7 @@ class PerfDDPMixin(_DDPStrategy):
         agree_every: int | None = None,
         average_every: int = 8,
         warmup_steps: int = 100,
+        allow: str = "exact",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -75,17 +74,23 @@ class PerfDDPMixin(_DDPStrategy):
             self.preset,
             self._ddp_comm_hook,
             self._model_averaging_period,
+            allow,
             agree_every=agree_every,
             average_every=average_every,
             warmup_steps=warmup_steps,
         )
         self.messages: list[str] = []
+        #: The preset whose levers run, and how ``perf_ddp_auto`` came to it.
+        self.acting: Preset = PLAIN if self.preset.tries else self.preset
+        self.choice: Choice | None = None
+        self._pool, self._undecided, self._chosen_before = pool_called(allow), False, None
         self._agree_every = agree_every
         self._period = LocalPeriod(average_every, warmup_steps) if self.preset.local else None
         self._given_kwargs = dict(self._ddp_kwargs)
         self._undo_run = Undo()
         self._sync: FusedSync | None = None
         self._kept_sync: FusedSync | None = None
+        self._agreement: SigtermAgreement | None = None
         self._buffers: BufferSync | None = None
         self._ragged: RaggedEpochs | None = None
         self._int8: Int8Hook | None = None
@@ -120,6 +125,8 @@ class PerfDDPMixin(_DDPStrategy):
         fitting = trainer.state.fn == "fit"
         if fitting:
             check_module(self.preset, trainer.lightning_module, self.precision_plugin)
+            if self.preset.tries:
+                self.acting, self.choice = PLAIN, None
         if self.world_size < 2:
             self.say("one process: nothing to exchange.")
         else:
@@ -129,9 +136,11 @@ class PerfDDPMixin(_DDPStrategy):
                 except DoorClosed as closed:
                     self.say(f"one lever less: {closed}")
             if fitting:
-                self._ddp_kwargs = ddp_arguments(self.preset, self._given_kwargs, trainer, self.root_device, self.say)
+                self._ddp_kwargs = ddp_arguments(self.acting, self._given_kwargs, trainer, self.root_device, self.say)
         super().setup(trainer)
-        self._residuals, self._parted = None, False
+        self._parted = False
+        if not self.preset.tries:
+            self._residuals = None
         if fitting:
             check_optimizers(self.preset, self.optimizers)
 
@@ -139,12 +148,14 @@ class PerfDDPMixin(_DDPStrategy):
         # Lightning compares the function that reduces a value with that of the run before: it has to be the same one.
         self._kept_sync = self._kept_sync or FusedSync(self.root_device, self.reduce)
         fuse_sync(trainer, self._kept_sync, self._undo_run)
+        self._kept_sync.fuses = not self.acting.plain
         self._sync = self._kept_sync
         self._undo_run.push(setattr, self, "_sync", None)
 
     def _agree(self, trainer: Any) -> None:
         questions = [Question(self._ask_buffers, self._answer_buffers)]
-        agree_on_sigterm(trainer, self.root_device, self._agree_every, questions, self._undo_run)
+        self._agreement = agree_on_sigterm(trainer, self.root_device, self._agree_every, questions, self._undo_run)
+        self._undo_run.push(setattr, self, "_agreement", None)
 
     def _end_together(self, trainer: Any) -> None:
         self._ragged = RaggedEpochs(trainer, self.root_device)
@@ -163,49 +174,31 @@ class PerfDDPMixin(_DDPStrategy):
 
     def _setup_model(self, model: Any) -> DistributedDataParallel:
         """DDP on the current stream: a side stream makes autograd synchronise two streams in every backward."""
+        if self.acting.plain:
+            return super()._setup_model(model)
         wrapper = DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
         if self.world_size > 1:
-            self._defer_buffers(wrapper, model)
+            self._buffers = defer_buffers(wrapper, model, self.root_device)
+            self._undo_run.push(setattr, self, "_buffers", None)
         return wrapper
-
-    def _defer_buffers(self, wrapper: Any, model: Any) -> None:
-        def broadcast(tensors: list[Tensor]) -> None:
-            dist._broadcast_coalesced(wrapper.process_group, tensors, _BUFFER_BYTES, 0)  # pyright: ignore
-
-        self._buffers = BufferSync(model, broadcast, any_rank(self.root_device))
-        self._undo_run.push(setattr, self, "_buffers", None)
-        wrapper._register_buffer_comm_hook(None, self._buffers, _BufferCommHookLocation.PRE_FORWARD)
 
     def _register_ddp_hooks(self) -> None:
         """Communication hooks on every backend: Lightning's own method drops them off CUDA without a word."""
         wrapper: Any = self.model
-        if self.preset.compression and self.world_size > 1:
-            self._compress(wrapper)
+        if self.acting.compression and self.world_size > 1:
+            self._int8 = compress(wrapper, self.acting.compression, self._residuals, self.say)
+            self._undo_run.push(setattr, self, "_int8", None)
         elif self._ddp_comm_hook is not None:
             hook = self._ddp_comm_wrapper(self._ddp_comm_hook) if self._ddp_comm_wrapper else self._ddp_comm_hook
             wrapper.register_comm_hook(state=self._ddp_comm_state, hook=hook)
-
-    def _compress(self, wrapper: Any) -> None:
-        if self.preset.compression == "int8" and self.world_size <= MOST_INT8:
-            self._int8 = Int8Hook(wrapper.process_group, wrapper.module)
-            self._undo_run.push(setattr, self, "_int8", None)
-            if self._residuals is not None:
-                self._int8.load_state_dict(self._residuals)
-                self._residuals = None
-            wrapper.register_comm_hook(None, self._int8.reduce)
-            return
-        if self.preset.compression == "int8":
-            self.say(
-                f"{self.world_size} processes: above {MOST_INT8}, int8 for each of them is more than bfloat16 added on the "
-                "way; gradients travel as bfloat16."
-            )
-        wrapper.register_comm_hook(None, Bfloat16Hook(wrapper.process_group).reduce)
 
     def on_train_start(self) -> None:
         """Lightning's hook, after a restore: local SGD goes on where the checkpoint was written."""
         if self._period is not None:
             self._period.resume(batches_that_stepped(self._trainer))
         self._starts = True
+        untried = self.choice is None or not self.choice.steps  # a tuner's short loops before the run are not tried in
+        self._undecided = self.preset.tries and self.world_size > 1 and untried
         super().on_train_start()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -217,10 +210,30 @@ class PerfDDPMixin(_DDPStrategy):
             if uneven:
                 self.say(f"processes have {uneven[0]} to {uneven[1]} batches; every epoch ends after {uneven[0]}.")
             self._ragged.start_batch()
+        if self._undecided:
+            self._undecided = False
+            self.choice = become_the_fastest(self, self._pool, batch, self._chosen_before)
+            self._residuals = self._chosen_before = None
         if first and self._buffers is not None:
             self._buffers.watch()
         if self._period is not None and self._period.due(batches_that_stepped(self._trainer)):
             self._average()
+
+    def engage_levers(self, on: bool) -> None:
+        """Whether SIGTERM and logging go the short way; ``perf_ddp_auto`` runs without until it has chosen."""
+        if self._agreement is not None:
+            self._agreement.engaged = on
+        if self._kept_sync is not None:
+            self._kept_sync.fuses = on
+
+    def answer_sigterm(self) -> None:
+        """End the run on all processes if one was told to; collective.
+
+        Raises:
+            SIGTERMException: if so.
+        """
+        if self._agreement is not None:
+            self._agreement.agree_now()
 
     @property
     def _trainer(self) -> Any:
@@ -264,21 +277,18 @@ class PerfDDPMixin(_DDPStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Lightning's hook, on every process: what every process still owes the others travels along."""
-        if self._int8 is not None and "optimizer_states" in checkpoint:
-            residuals = gathered_on_zero(self._int8.state_dict())
-            if residuals is not None:
-                checkpoint[_STATE] = {"residuals": residuals}
+        chosen = self.acting.name if self.preset.tries and self.acting.promise != "exact" else None
+        add_state(checkpoint, self._int8, chosen)
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Lightning's hook: keep this process's part for the hook that is made later."""
         checkpoint = super().load_checkpoint(checkpoint_path, *args, **kwargs)
-        kept = checkpoint.get(_STATE, {}).get("residuals", [])
-        self._residuals = None
-        if self.preset.compression == "int8" and len(kept) == self.world_size:
-            self._residuals = kept[self.global_rank]
-        elif self.preset.compression == "int8" and kept:
-            self.say(f"the checkpoint was written by {len(kept)} processes; error feedback starts from zero.")
+        state, self._chosen_before = state_in(checkpoint)
+        int8 = (self._chosen_before if self.preset.tries else self.preset.name) == "perf_ddp_int8"
+        self._residuals = state[self.global_rank] if int8 and len(state) == self.world_size else None
+        if int8 and state and self._residuals is None:
+            self.say(f"the checkpoint was written by {len(state)} processes; error feedback starts from zero.")
         return checkpoint
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -297,7 +307,7 @@ class PerfDDPMixin(_DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Lightning's hook: say what a message of torch means, and put everything back."""
         super().on_exception(exception)
-        advise(exception, self.preset)
+        advise(exception, self.acting)
         self._undo_run.run()
 
     def teardown(self) -> None:

@@ -16,7 +16,7 @@ class Preset:
 
     ``promise``: ``"exact"`` ends bit for bit where ``strategy="ddp"`` ends (with more than two processes
     ``perf_ddp_overlap`` adds the same gradients in another order), ``"near"`` rounds gradients on their way, and
-    ``"changes"`` is another way of training.
+    ``"changes"`` is another way of training. ``plain``: none of the levers. ``tries``: picks one of the others by trials.
     """
 
     name: str
@@ -26,6 +26,8 @@ class Preset:
     probes_buckets: bool = False
     compression: Compression | None = None
     local: bool = False
+    plain: bool = False
+    tries: bool = False
 
 
 _ROWS = (
@@ -37,9 +39,17 @@ _ROWS = (
     Preset(
         "perf_local_sgd", "changes", "every process trains by itself; weights are averaged now and then", local=True
     ),
+    Preset("perf_ddp_auto", "exact", "ddp, or the preset that trials at the start show to be faster", tries=True),
 )
 
 PRESETS = {row.name: row for row in _ROWS}
+#: What ``perf_ddp_auto`` stays with unless a preset is faster; not a name of its own, since Lightning has it.
+PLAIN = Preset("ddp", "exact", "Lightning's own DDP", plain=True)
+#: The candidates of ``perf_ddp_auto``, from the one that changes least to the one that changes most.
+POOLS = {
+    "exact": (PLAIN, *(row for row in _ROWS if row.promise == "exact" and not row.tries)),
+    "near": (PLAIN, *(row for row in _ROWS if row.promise in ("exact", "near") and not row.tries)),
+}
 
 
 def preset_called(name: str) -> Preset:
@@ -51,3 +61,16 @@ def preset_called(name: str) -> Preset:
     if name not in PRESETS:
         raise MisconfigurationException(f"preset={name!r} is unknown; the presets are {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def pool_called(allow: str) -> tuple[Preset, ...]:
+    """The candidates that ``allow`` admits.
+
+    Raises:
+        MisconfigurationException: if there is no such pool.
+    """
+    if allow not in POOLS:
+        raise MisconfigurationException(
+            f"allow={allow!r} is unknown; use one of {', '.join(map(repr, POOLS))}. What changes training is never tried."
+        )
+    return POOLS[allow]

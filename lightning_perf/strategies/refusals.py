@@ -22,12 +22,12 @@ _ADVICE = {
 }
 
 
-def check_arguments(preset: Preset, hook: Any, averaging_period: int | None, **numbers: int | None) -> None:
+def check_arguments(preset: Preset, hook: Any, averaging_period: int | None, allow: str, **numbers: int | None) -> None:
     """Refuse arguments of the strategy that contradict its preset.
 
     Raises:
-        MisconfigurationException: for a communication hook or an averaging period beside a preset that has its own, and for
-            a count below its least value.
+        MisconfigurationException: for a communication hook or an averaging period beside a preset that has its own, for
+            ``allow`` beside one that does not try others, and for a count below its least value.
     """
     if hook is not None and (preset.compression or preset.local):
         raise MisconfigurationException(
@@ -38,6 +38,10 @@ def check_arguments(preset: Preset, hook: Any, averaging_period: int | None, **n
         raise MisconfigurationException(
             f"model_averaging_period={averaging_period} belongs to torch's post-local SGD; with preset={preset.name!r} "
             "leave it out (perf_local_sgd takes average_every)."
+        )
+    if allow != "exact" and not preset.tries:
+        raise MisconfigurationException(
+            f"allow={allow!r} widens what preset='perf_ddp_auto' tries, and preset={preset.name!r} tries none; leave it out."
         )
     for name, value in numbers.items():
         least = 0 if name == "warmup_steps" else 1

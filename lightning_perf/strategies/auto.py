@@ -1,0 +1,169 @@
+"""Which preset ``perf_ddp_auto`` takes: how many trials, what to expect, the rule. Pure: seconds in, a choice out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_perf.measuring import Interval, paired_ratio, resolution
+from lightning_perf.strategies.compression import bytes_on_the_wire
+from lightning_perf.strategies.link import Link
+from lightning_perf.strategies.presets import PLAIN, Preset
+
+#: No preset is taken for a gain below this.
+LEAST_GAIN = 0.05
+#: All steps of all trials together.
+MOST_STEPS = 60
+#: Before a wrapper is timed: its first backward learns the order of gradients, its second step builds the buckets anew.
+WARM_UP = 2
+#: Rounds of ddp against a step without any exchange, which tell whether there is anything to gain.
+BOUND_ROUNDS = 5
+#: The name under which that step stands in the table.
+NO_EXCHANGE = "no exchange"
+#: Part of a step without exchange that is backward, which hides exchange.
+_BACKWARD = 2 / 3
+_MIB = 1024 * 1024
+
+
+def rounds_left(others: int) -> int:
+    """Rounds of ddp, ddp again and ``others`` presets that fit into what the first trials leave of 60 steps.
+
+    Example::
+
+        >>> rounds_left(3), rounds_left(5), rounds_left(1)
+        (8, 5, 14)
+    """
+    spent = 2 * (WARM_UP + BOUND_ROUNDS)
+    return (MOST_STEPS - spent - WARM_UP * others) // (others + 2)
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What a prediction stands on.
+
+    Args:
+        compute: seconds of a step without any exchange, on the slowest process.
+        sizes: elements of every parameter that is trained.
+        link: latency and bandwidth of an all-reduce.
+        world_size: number of processes.
+        waits: blocking collectives of plain ddp in a step besides the gradients': broadcasts before batches, buffers, values
+            that are logged with ``sync_dist``.
+        bucket_mib: bucket size by name of the preset, where it is not DDP's own.
+    """
+
+    compute: float
+    sizes: tuple[int, ...]
+    link: Link
+    world_size: int
+    waits: int = 0
+    bucket_mib: Mapping[str, int] | None = None
+
+
+def predicted_seconds(row: Preset, figures: StepFigures) -> float:
+    """Seconds of a step: compute, waits, and the part of the exchange that backward does not hide.
+
+    Backward hides all buckets but the last, as far as it lasts. What rounding gradients costs is not in it, nor that sending
+    takes compute from the same cores.
+
+    Example::
+
+        >>> slow = StepFigures(0.3, (1_000_000,) * 25, Link(latency=0.02, bandwidth=1e8), 2, waits=3)
+        >>> [round(predicted_seconds(row, slow), 2) for row in (PLAIN, Preset("perf_ddp", "exact", ""))]
+        [1.29, 1.23]
+    """
+    plain_bytes = 4 * sum(figures.sizes)
+    cap = (figures.bucket_mib or {}).get(row.name, 25) * _MIB
+    buckets = max(1, -(-plain_bytes // cap))
+    share = bytes_on_the_wire(row.compression, figures.sizes, figures.world_size) / bytes_on_the_wire(
+        None, figures.sizes, figures.world_size
+    )
+    exchange = buckets * figures.link.latency + share * plain_bytes / figures.link.bandwidth
+    hidden = _BACKWARD * figures.compute * (1 - 1 / buckets)
+    waits = figures.waits * figures.link.latency if row.plain else 0.0
+    return figures.compute + waits + max(exchange - hidden, exchange / buckets)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of the table: what was expected of a candidate, what it gained over ddp, and what became of it."""
+
+    name: str
+    verdict: str
+    predicted: float | None = None
+    ratio: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``perf_ddp_auto`` runs as, and why.
+
+    Args:
+        name: the preset, or ``"ddp"``.
+        reason: one sentence.
+        trials: a line for every candidate; empty where nothing was tried.
+        steps: optimizer steps that the trials took.
+        noise: how far from 1 the ratio of ddp to itself was.
+    """
+
+    name: str
+    reason: str
+    trials: tuple[Trial, ...] = ()
+    steps: int = 0
+    noise: float | None = None
+
+    def __str__(self) -> str:
+        if not self.trials:
+            return f"{self.name} is used: {self.reason}."
+        head = ("candidate", "predicted", "measured against ddp", "verdict")
+        rows = [head, *(_cells(trial) for trial in self.trials)]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]) for row in rows]
+        noise = "" if self.noise is None else f"; ddp against itself shows {self.noise:.0%} of noise"
+        cost = f"{self.steps} steps on the first batch, of which nothing remains{noise}"
+        return f"{self.name} is used: {self.reason}.\n  " + "\n  ".join([*lines, cost])
+
+
+def _cells(trial: Trial) -> tuple[str, str, str, str]:
+    predicted = "-" if trial.predicted is None else f"{trial.predicted * 1e3:.3g} ms"
+    return trial.name, predicted, "-" if trial.ratio is None else str(trial.ratio), trial.verdict
+
+
+def nothing_to_gain(plain: Sequence[float], no_exchange: Sequence[float]) -> Interval | None:
+    """The gain that leaving out all exchange would bring, if even the upper end of it is below 5 %."""
+    bound = paired_ratio(plain, no_exchange)
+    return bound if bound.high < 1 + LEAST_GAIN else None
+
+
+def decide(seconds: Mapping[str, Sequence[float]], again: Sequence[float]) -> tuple[str, dict[str, str], float]:
+    """The preset to take, a verdict on each, and the noise.
+
+    Candidates are gone through from the one that changes least. One takes the place of the one before it if its paired ratio
+    to it is at least 5 % and more than ``ddp`` shows against itself, and if the interval of the ratio leaves out 1.
+
+    Args:
+        seconds: of every candidate in every round, ``"ddp"`` first; the same rounds for all.
+        again: of ``ddp`` once more in every round.
+
+    Example::
+
+        >>> decide({"ddp": [2.0, 2.1, 2.0], "perf_ddp": [1.0, 1.1, 1.0]}, again=[2.0, 2.0, 2.1])[0]
+        'perf_ddp'
+    """
+    chosen = PLAIN.name
+    noise = resolution(seconds[chosen], again).reach()
+    verdicts = {}
+    for name in seconds:
+        if name == PLAIN.name:
+            continue
+        gain = paired_ratio(seconds[chosen], seconds[name])
+        beyond = "" if chosen == PLAIN.name else f" beyond {chosen}"
+        if gain.estimate < 1 + LEAST_GAIN:
+            verdicts[name] = f"gains less than {LEAST_GAIN:.0%}{beyond}"
+        elif gain.estimate < 1 + noise or gain.low <= 1 or not gain.excludes(1.0):
+            verdicts[name] = f"gains no more than the noise{beyond}"
+        else:
+            verdicts[name] = "faster"
+            chosen = name
+    verdicts[chosen] = "chosen"
+    verdicts.setdefault(PLAIN.name, "the reference")
+    return chosen, verdicts, noise

@@ -1,0 +1,168 @@
+"""The rule, the predictions and the table of ``perf_ddp_auto``: pure functions, and what needs no second process."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import lightning_perf as lp
+from lightning_perf.host import MisconfigurationException
+from lightning_perf.host.rehearsal import copied, copied_on_shared_weights
+from lightning_perf.measuring import Interval
+from lightning_perf.strategies.auto import (
+    BOUND_ROUNDS,
+    MOST_STEPS,
+    WARM_UP,
+    Choice,
+    StepFigures,
+    Trial,
+    decide,
+    nothing_to_gain,
+    predicted_seconds,
+    rounds_left,
+)
+from lightning_perf.strategies.link import Link
+from lightning_perf.strategies.presets import PLAIN, POOLS, PRESETS
+from tests.strategies.modules import make, rows
+
+STEADY = [1.0, 1.02, 0.99, 1.01, 1.0, 0.98, 1.0, 1.01]
+
+
+def times(factor: float) -> list[float]:
+    """Seconds of a candidate that takes ``factor`` times as long as ddp in every round."""
+    return [factor * one for one in STEADY]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({}, "ddp"),
+        ({"perf_ddp": times(0.97)}, "ddp"),  # 3 %
+        ({"perf_ddp": times(1.3)}, "ddp"),
+        ({"perf_ddp": times(0.9)}, "perf_ddp"),
+        ({"perf_ddp": times(0.9), "perf_ddp_overlap": times(0.88)}, "perf_ddp"),  # 2 % more
+        ({"perf_ddp": times(0.9), "perf_ddp_overlap": times(0.7)}, "perf_ddp_overlap"),
+        ({"perf_ddp": times(0.98), "perf_ddp_static": times(0.94)}, "perf_ddp_static"),
+        ({"perf_ddp": times(0.9), "perf_ddp_bf16": times(0.6), "perf_ddp_int8": times(0.59)}, "perf_ddp_bf16"),
+    ],
+)
+def test_the_rule(seconds: dict[str, list[float]], chosen: str) -> None:
+    """The least change that is within 5 % of the fastest, and ddp unless there is a gain of 5 %."""
+    name, verdicts, _ = decide({"ddp": STEADY, **seconds}, again=STEADY)
+    assert name == chosen
+    assert [one for one, verdict in verdicts.items() if verdict == "chosen"] == [chosen]
+
+
+def test_a_gain_within_the_noise_is_none() -> None:
+    """Ten per cent, where ddp differs from itself by up to 30."""
+    loud = [1.3 * one if index % 2 else one for index, one in enumerate(STEADY)]
+    name, verdicts, noise = decide({"ddp": STEADY, "perf_ddp": times(0.9)}, again=loud)
+    assert name == "ddp"
+    assert noise > 0.2
+    assert verdicts["perf_ddp"] == "gains no more than the noise"
+
+
+def test_a_gain_that_pairs_do_not_agree_on_is_none() -> None:
+    """A median of 1.11x from pairs of 0.5x to 2x, while ddp is as steady as can be."""
+    wild = [one * factor for one, factor in zip(STEADY, (0.5, 2.0, 0.9, 0.9, 2.0, 0.9, 1.8, 0.5), strict=True)]
+    name, verdicts, _ = decide({"ddp": STEADY, "perf_ddp": wild}, again=STEADY)
+    assert (name, verdicts["perf_ddp"]) == ("ddp", "gains no more than the noise")
+
+
+def test_whether_there_is_anything_to_gain() -> None:
+    assert nothing_to_gain(STEADY, times(0.98)) is not None
+    assert nothing_to_gain(STEADY, times(0.9)) is None
+    spread = [one * factor for one, factor in zip(STEADY, (0.9, 1.0, 0.9, 1.0) * 2, strict=True)]
+    assert nothing_to_gain(STEADY, spread) is None  # perhaps there is
+
+
+@pytest.mark.parametrize("others", range(1, 6))
+def test_trials_fit_into_sixty_steps(others: int) -> None:
+    rounds = rounds_left(others)
+    taken = 2 * (WARM_UP + BOUND_ROUNDS) + WARM_UP * others + rounds * (others + 2)
+    assert MOST_STEPS - (others + 2) < taken <= MOST_STEPS
+    assert rounds >= 5
+
+
+def test_predictions_by_hand() -> None:
+    """100 MB in 4 buckets of 25 MiB, 0.02 s a round, 100 MB/s: 1.08 s, of which backward (0.2 s) hides 3/4 of itself."""
+    sizes = (25_000_000,)
+    figures = StepFigures(0.3, sizes, Link(0.02, 1e8), world_size=2, waits=5)
+    exchange = 4 * 0.02 + 1.0
+    perf = predicted_seconds(PRESETS["perf_ddp"], figures)
+    assert perf == pytest.approx(0.3 + exchange - 0.2 * 0.75)
+    assert predicted_seconds(PLAIN, figures) == pytest.approx(perf + 5 * 0.02)
+    assert predicted_seconds(PRESETS["perf_ddp_bf16"], figures) == pytest.approx(perf - 0.5)
+    fast = StepFigures(0.3, sizes, Link(0.0, 1e10), world_size=2)
+    assert predicted_seconds(PRESETS["perf_ddp"], fast) == pytest.approx(0.3 + 0.01 / 4)  # the last bucket
+    one = StepFigures(0.3, sizes, Link(0.02, 1e8), world_size=2, bucket_mib={"perf_ddp_overlap": 100})
+    assert predicted_seconds(PRESETS["perf_ddp_overlap"], one) == pytest.approx(0.3 + 0.02 + 1.0)
+
+
+def test_the_table() -> None:
+    trials = (
+        Trial("ddp", "the reference", 0.1),
+        Trial("perf_ddp", "chosen", 0.08, Interval(1.25, 1.2, 1.3, pairs=8)),
+        Trial("perf_ddp_static", "unsupported here because static_graph=True is given"),
+    )
+    text = str(Choice("perf_ddp", "1.25x as fast as ddp", trials, steps=58, noise=0.02)).splitlines()
+    assert text == [
+        "perf_ddp is used: 1.25x as fast as ddp.",
+        "  candidate        predicted  measured against ddp  verdict",
+        "  ddp              100 ms     -                     the reference",
+        "  perf_ddp         80 ms      1.25x [1.20, 1.30]    chosen",
+        "  perf_ddp_static  -          -                     unsupported here because static_graph=True is given",
+        "  58 steps on the first batch, of which nothing remains; ddp against itself shows 2% of noise",
+    ]
+    assert str(Choice("ddp", "nothing was tried")) == "ddp is used: nothing was tried."
+
+
+def test_pools() -> None:
+    assert [row.name for row in POOLS["exact"]] == ["ddp", "perf_ddp", "perf_ddp_static", "perf_ddp_overlap"]
+    assert [row.name for row in POOLS["near"][4:]] == ["perf_ddp_bf16", "perf_ddp_int8"]
+
+
+def test_allow_lists_the_known() -> None:
+    with pytest.raises(MisconfigurationException, match="allow='fast' is unknown; use one of 'exact', 'near'"):
+        lp.PerfDDP(preset="perf_ddp_auto", allow="fast")
+
+
+def test_allow_beside_a_preset_that_tries_none() -> None:
+    with pytest.raises(
+        MisconfigurationException, match=r"allow='near' widens.*preset='perf_ddp' tries none; leave it out"
+    ):
+        lp.PerfDDP(allow="near")
+
+
+def test_one_process_says_so_and_tries_nothing(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    trainer = ns.Trainer(**quiet, strategy="perf_ddp_auto", max_epochs=11)
+    trainer.fit(make("Plain", ns), rows())
+    assert trainer.strategy.messages == ["perf_ddp_auto: one process: nothing to exchange."]
+    assert trainer.strategy.choice is None
+
+
+def test_copies_share_weights_and_state_with_each_other_alone(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Two optimizers' worth of candidates on one set of weights; those of the run are left alone."""
+    module = make("Tied", ns)
+    optimizer = module.configure_optimizers()
+    trainer = ns.Trainer(**quiet)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    first = copied(trainer, module, [optimizer], [])
+    torch.stack([parameter.sum() for parameter in first.module.parameters()]).sum().backward()
+    first.optimizers[0].step()
+    second = copied_on_shared_weights(trainer, module, first)
+    assert second.module.second.weight is second.module.first.weight
+    for one, other in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert one is not other
+        assert one.data_ptr() == other.data_ptr()
+        states = first.optimizers[0].state[one], second.optimizers[0].state[other]
+        assert states[0]["exp_avg"] is states[1]["exp_avg"]
+    second.module.first.weight.sum().backward()
+    assert second.module.first.weight.grad is not None
+    assert first.module.second.bias.grad is not None
+    second.optimizers[0].step()
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+    assert not optimizer.state
