@@ -88,11 +88,13 @@ def report_of(part: Part, data: dict[str, Any], contention: str) -> Report:
     pool = [variant for variant in part.variants if variant not in (BASELINE, AGAIN, AUTO, NOTHING)]
     median = {variant: statistics.median(_seconds(by_round, variant)) for variant in part.variants}
     best = min(pool, key=lambda variant: median[variant])
+    known = {key: data[key] for key in ("latency", "bandwidth", "buffer_bytes")}  # what benchmarks.ddp_scaling reads
+    known |= {f"coding_{name}": seconds for name, seconds in data["coding"].items()}
     runs = []
     for position, run in enumerate(data["runs"]):
         others = by_round[run["round"]]
         seconds, plain = run["step_seconds"], others[BASELINE]["step_seconds"]
-        quantities = {"step_seconds": seconds}
+        quantities = {"step_seconds": seconds, **{key: run[key] for key in ("forward", "backward")}, **known}
         if NOTHING in others:
             quantities["gain_share"] = (plain - seconds) / (plain - others[NOTHING]["step_seconds"])
         if AUTO in others:
@@ -125,22 +127,28 @@ def _seconds(by_round: dict[int, dict[str, dict[str, Any]]], variant: str) -> li
     return [runs[variant]["step_seconds"] for _, runs in sorted(by_round.items())]
 
 
+def work_of(part: Part, data: dict[str, Any], alone: list[dict[str, Any]]) -> Work:
+    """What a process does, from the runs in which nothing was exchanged."""
+    step, forward, backward = (
+        statistics.median(run[key] for run in alone) for key in ("step_seconds", "forward", "backward")
+    )
+    return Work(
+        forward,
+        backward,
+        data["sizes"],
+        rest=max(step - part.accumulate * (forward + backward), 0.0),
+        accumulate=part.accumulate,
+        buffer_bytes=int(data["buffer_bytes"]),
+        synced=part.synced,
+        coding=data["coding"],
+    )
+
+
 def on_paper(
     part: Part, data: dict[str, Any], by_round: dict[int, dict[str, dict[str, Any]]], median: dict[str, float]
 ) -> Section:
     """What the prediction says of each variant, beside what was measured."""
-    alone = [runs[NOTHING] for runs in by_round.values()]
-    forward, backward = (statistics.median(run[key] for run in alone) for key in ("forward", "backward"))
-    work = Work(
-        forward,
-        backward,
-        data["sizes"],
-        rest=max(median[NOTHING] - part.accumulate * (forward + backward), 0.0),
-        accumulate=part.accumulate,
-        buffer_bytes=data["buffer_bytes"],
-        synced=part.synced,
-        coding=data["coding"],
-    )
+    work = work_of(part, data, [runs[NOTHING] for _, runs in sorted(by_round.items())])
     wire = Wire.of(Link(data["latency"], data["bandwidth"]), world_size=2)
     rows = []
     for variant in part.variants:

@@ -97,7 +97,7 @@ class Part:
     delay: float | None = None
     rounds: int = 12
     steps: int = 24
-    skip: int = 4
+    skip: int = 3
     accumulate: int = 1
     synced: int = 0
 
@@ -160,11 +160,11 @@ PARTS = {
             ("gain_share", "perf_ddp_int8", 0.6, "estimate"),
             ("gain_share", "perf_local_sgd", 0.8, "estimate"),
         ),
-        rate=100e6, delay=0.01, rounds=6, steps=8, skip=4,
+        rate=100e6, delay=0.01, rounds=5, steps=8,
     ),
     "fast_link": Part(
         "GPT of 1.4M parameters, 1 Gbit/s and 1 ms one way",
-        gpt, texts, 4, _ALL, (), rate=1e9, delay=0.001, rounds=8, steps=16,
+        gpt, texts, 4, _ALL, (), rate=1e9, delay=0.001, rounds=6, steps=16,
     ),
     "auto_slow": Part("perf_ddp_auto, GPT, 100 Mbit/s and 10 ms one way", **_CHOICE, rate=100e6, delay=0.01),
     "auto_fast": Part("perf_ddp_auto, GPT, 1 Gbit/s and 1 ms one way", **_CHOICE, rate=1e9, delay=0.001),
