@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
+import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -181,6 +183,7 @@ def main() -> None:
         parser.error(f"--rounds {known.rounds}: shortened runs are no results; name an --out.")
     if known.out is not None and len(known.parts) != 1:
         parser.error("--out is a file for one part; name that part.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the ranks end too
     for name in known.parts or PARTS:
         part = PARTS[name]
         reason = why_not_part(part)

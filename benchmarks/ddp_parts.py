@@ -141,16 +141,16 @@ PARTS = {
     "logs": Part(
         "5 sync_dist metrics, MLP, 1 Gbit/s and 10 ms one way",
         mlp, rows, 32, _BOUNDED, (("step_seconds", "perf_ddp", 2.0, "estimate"),),
-        rate=1e9, delay=0.01, rounds=8, steps=20, synced=5,
+        rate=1e9, delay=0.01, rounds=6, steps=20, synced=5,
     ),
     "norms": Part(
         "20 batch norms, accumulation 4, 1 Gbit/s and 10 ms one way",
         norms, rows, 64, _BOUNDED, (("step_seconds", "perf_ddp", 1.4, "estimate"),),
-        rate=1e9, delay=0.01, rounds=8, steps=20, accumulate=4,
+        rate=1e9, delay=0.01, rounds=6, steps=20, accumulate=4,
     ),
     "loopback": Part(
         "nothing to gain: GPT of 1.4M parameters, loopback",
-        gpt, texts, 4, _PAIR, (("step_seconds", "perf_ddp", 0.97, "low"),), rounds=16, steps=24,
+        gpt, texts, 4, _PAIR, (("step_seconds", "perf_ddp", 0.97, "low"),), rounds=14, steps=24,
     ),
     "slow_link": Part(
         "GPT of 1.4M parameters, 100 Mbit/s and 10 ms one way",
@@ -164,7 +164,7 @@ PARTS = {
     ),
     "fast_link": Part(
         "GPT of 1.4M parameters, 1 Gbit/s and 1 ms one way",
-        gpt, texts, 4, _ALL, (), rate=1e9, delay=0.001, rounds=6, steps=16,
+        gpt, texts, 4, _ALL, (), rate=1e9, delay=0.001, rounds=5, steps=16,
     ),
     "auto_slow": Part("perf_ddp_auto, GPT, 100 Mbit/s and 10 ms one way", **_CHOICE, rate=100e6, delay=0.01),
     "auto_fast": Part("perf_ddp_auto, GPT, 1 Gbit/s and 1 ms one way", **_CHOICE, rate=1e9, delay=0.001),
