@@ -3,15 +3,16 @@
     with hosts(rate=100e6, delay=0.01) as pair:
         torchrun(pair, "benchmarks.ddp", "rank", ...)
 
-Each namespace holds one end of a TUN device; a relay process carries the packets from one to the other, each after its turn
-on the wire (size over rate, behind the packets before it) and the delay. No netem, no kernel module; Linux and root. The
-relay outlives nobody: its standard input is a pipe from the process that asked for the link, and when that closes, for
-whatever reason, it ends everything that runs in the namespaces and removes them.
+Each namespace holds one end of a TUN device, whose queue lets packets out at the rate (tc's tbf: as behind a network card,
+little of a socket is in it at a time, and the rest waits in the socket). A relay process carries them to the other end, each
+after the delay. No netem, no kernel module; Linux and root. The relay outlives nobody: its standard input is a pipe from
+the process that asked for the link, and when that closes, for whatever reason, it ends everything that runs in the
+namespaces and removes them.
 
     python -m benchmarks.links [--rate 100e6] [--delay 0.01]
 
-measures such a link with ``lightning-perf link``. Emulated is no loss (the queue holds all that TCP sends), frames of 9000
-bytes, and TCP that keeps its window over a pause (``tcp_slow_start_after_idle=0``), as hosts that train together are set.
+measures such a link with ``lightning-perf link``. No packet is lost, frames have 9000 bytes, and TCP keeps its window over a
+pause (``tcp_slow_start_after_idle=0``), as hosts that train together are set.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def why_not() -> str | None:
         return f"network namespaces are Linux's, and this is {sys.platform}"
     if os.geteuid() != 0:
         return "network namespaces and TUN devices need root"
-    if shutil.which("ip") is None:
-        return "the command ip is not installed (package iproute2)"
+    if shutil.which("ip") is None or shutil.which("tc") is None:
+        return "the commands ip and tc are not installed (package iproute2)"
     if not _TUN.exists():
         return f"there is no {_TUN}"
     made = subprocess.run(["ip", "netns", "add", name := f"lp{os.getpid()}try"], capture_output=True, text=True)
@@ -99,7 +100,6 @@ def hosts(rate: float | None = None, delay: float = 0.0) -> Iterator[Hosts]:
             "relay",
             *names,
             *map(str, ends),
-            repr(rate or 0.0),
             repr(delay),
         ]
         relay = subprocess.Popen(
@@ -110,7 +110,7 @@ def hosts(rate: float | None = None, delay: float = 0.0) -> Iterator[Hosts]:
             os.close(end)
     try:
         for name, address in zip(names, _ADDRESSES, strict=True):
-            _join(name, address)
+            _join(name, address, rate)
         yield Hosts(names)
     finally:
         assert relay.stdin is not None
@@ -127,8 +127,8 @@ def _open_device(name: str) -> int:
     return end
 
 
-def _join(name: str, address: str) -> None:
-    """Move a device into a namespace of its own and give it its address; no name server can be asked from there."""
+def _join(name: str, address: str, rate: float | None) -> None:
+    """Move a device into a namespace of its own, with its address and its rate; no name server can be asked from there."""
     (_FILES / name).mkdir(parents=True)
     table = [f"{prefix}{one} host{index}" for index, one in enumerate(_ADDRESSES) for prefix in ("", "::ffff:")]
     (_FILES / name / "hosts").write_text("\n".join([f"127.0.0.1 localhost {socket.gethostname()}", *table, ""]))
@@ -138,25 +138,28 @@ def _join(name: str, address: str) -> None:
     _ip("-n", name, "link", "set", _DEVICE, "mtu", str(_FRAME), "txqueuelen", "10000", "up")
     _ip("-n", name, "link", "set", "lo", "up")
     _ip("-n", name, "address", "add", f"{address}/30", "dev", _DEVICE)
+    if rate is not None:  # 2 ms at a time: the clock of the queue is not finer
+        burst = max(2 * _FRAME, int(rate / 8 * 0.002))
+        shape = ["root", "tbf", "rate", f"{rate:.0f}bit", "burst", str(burst), "limit", str(_QUEUE_BYTES)]
+        _run("tc", "-n", name, "qdisc", "add", "dev", _DEVICE, *shape)
     keep = "echo 0 > /proc/sys/net/ipv4/tcp_slow_start_after_idle"
     subprocess.run(["ip", "netns", "exec", name, "sh", "-c", keep], check=True)
 
 
 def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    return _run("ip", *words)
+
+
+def _run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"ip {' '.join(words)} failed: {done.stderr.strip()}")
+        raise RuntimeError(f"{' '.join(words)} failed: {done.stderr.strip()}")
     return done.stdout
 
 
-def carry(ends: tuple[int, int], owner: int, rate: float, delay: float) -> None:
-    """Carry packets between two devices until ``owner`` can be read, which is when its writer is gone.
-
-    A packet's turn on the wire comes after those before it in its direction; 0 for a ``rate`` without limit.
-    """
-    seconds_a_byte = 8 / rate if rate else 0.0
+def carry(ends: tuple[int, int], owner: int, delay: float) -> None:
+    """Carry packets between two devices, each for so long, until ``owner`` can be read: when its writer is gone."""
     on_the_way: tuple[deque[tuple[float, bytes]], ...] = (deque(), deque())
-    free = [0.0, 0.0]
     while True:
         due = min((queue[0][0] for queue in on_the_way if queue), default=None)
         wait = None if due is None else max(due - time.monotonic(), 0.0)
@@ -165,24 +168,20 @@ def carry(ends: tuple[int, int], owner: int, rate: float, delay: float) -> None:
             return
         for side, end in enumerate(ends):
             if end in ready:
-                free[side] = _take(end, on_the_way[side], free[side], seconds_a_byte, delay)
+                _take(end, on_the_way[side], delay)
         now = time.monotonic()
         for side, queue in enumerate(on_the_way):
             while queue and queue[0][0] <= now:
                 _give(ends[1 - side], queue.popleft()[1])
 
 
-def _take(end: int, queue: deque[tuple[float, bytes]], free: float, seconds_a_byte: float, delay: float) -> float:
-    """Queue what has come to one end; returns when its wire will be free."""
+def _take(end: int, queue: deque[tuple[float, bytes]], delay: float) -> None:
     for _ in range(32):  # then look at the other end
         try:
             packet = os.read(end, 65536)
         except BlockingIOError:
-            break
-        if len(queue) * _FRAME < _QUEUE_BYTES:
-            free = max(time.monotonic(), free) + len(packet) * seconds_a_byte
-            queue.append((free + delay, packet))
-    return free
+            return
+        queue.append((time.monotonic() + delay, packet))
 
 
 def _give(end: int, packet: bytes) -> None:
@@ -193,11 +192,11 @@ def _give(end: int, packet: bytes) -> None:
             raise
 
 
-def _relay(names: Sequence[str], ends: tuple[int, int], rate: float, delay: float) -> None:
+def _relay(names: Sequence[str], ends: tuple[int, int], delay: float) -> None:
     """The relay process: carry, then leave nothing behind."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # its clock must not wait for the ranks
     try:
-        carry(ends, sys.stdin.fileno(), rate, delay)
+        carry(ends, sys.stdin.fileno(), delay)
     finally:
         known = {line.split()[0] for line in _ip("netns", "list").splitlines() if line}
         for name in known.intersection(names):
@@ -251,7 +250,7 @@ def main(words: Sequence[str]) -> None:
     """Measure a link; or, started by :func:`hosts`, be its relay."""
     if words[:1] == ["relay"]:
         first, second, *numbers = words[1:]
-        _relay((first, second), (int(numbers[0]), int(numbers[1])), float(numbers[2]), float(numbers[3]))
+        _relay((first, second), (int(numbers[0]), int(numbers[1])), float(numbers[2]))
         return
     parser = argparse.ArgumentParser("python -m benchmarks.links")
     parser.add_argument("--rate", type=float, help="bits a second; default: no limit, which shows what the relay costs")
