@@ -21,6 +21,8 @@ NAMES = (
     "advice",
     "time_to_target",
     "mask_cost",
+    "ddp",
+    "ddp_scaling",
     "csr_inference",
     "pruning_accuracy",
     "runtimes",

@@ -13,6 +13,7 @@ from benchmarks.goals import RESULTS
 from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Quantity, Report
+from lightning_perf.report.rows import comparison_text
 
 README, OPTIMIZERS = Path("README.md"), Path("docs/guides/optimizers.md")
 START = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results -->\n"
@@ -77,6 +78,35 @@ ROWS = (
     ),
     ("AdamW step, 10M in 200 tensors", "optimizer_step_200_tensors", "cpu_seconds", "OptimizerFactory()", ">= 2.22x"),
     ("AdamW step, 10M in 6 tensors", "optimizer_step_6_tensors", "cpu_seconds", "OptimizerFactory()", ">= 5x"),
+    (
+        'two hosts, 10 ms one way, MLP, 5 `sync_dist` metrics: `strategy="perf_ddp"`',
+        "ddp_logs",
+        "step_seconds",
+        "perf_ddp",
+        ">= 2x",
+    ),
+    ("the same link, 20 batch norms, accumulation 4: `perf_ddp`", "ddp_norms", "step_seconds", "perf_ddp", ">= 1.4x"),
+    (
+        "loopback, language model of 1.4M, nothing to gain: `perf_ddp`",
+        "ddp_loopback",
+        "step_seconds",
+        "perf_ddp",
+        "low >= 0.97x",
+    ),
+    *(
+        (
+            f"two hosts, 100 Mbit/s and 10 ms, language model of 1.4M: of the gain that no exchange would give, `{preset}`",
+            "ddp_slow_link",
+            "gain_share",
+            preset,
+            goal,
+        )
+        for preset, goal in (
+            ("perf_ddp_bf16", ">= 60 %"),
+            ("perf_ddp_int8", ">= 60 %"),
+            ("perf_local_sgd", ">= 80 %"),
+        )
+    ),
 )
 
 
@@ -86,7 +116,7 @@ def row(label: str, name: str, key: str, variant: str, goal: str) -> str:
     if not path.exists():
         return f"| {label} | not measured yet | | | {goal} | |"
     report = Report.from_json(path)
-    ratio = report.ratio(key, variant)
+    ratio = report.comparison(key, variant)
     known = {quantity.key for quantity in report.quantities}
     memory = report.ratio("peak_memory", variant) if "peak_memory" in known else None
     resolved = memory is not None and (memory.low > 1 or memory.high < 1)
@@ -114,7 +144,7 @@ def _speed(report: Report, key: str, variant: str, ratio: Interval | None) -> st
     if "target" in key and reached < len(values):
         rest = "" if ratio is None else f", {ratio} there"
         return f"**target reached in {reached} of {len(values)} runs**{rest}"
-    return "not measured" if ratio is None else f"**{ratio}**"
+    return "not measured" if ratio is None else f"**{comparison_text(report.quantity(key), ratio)}**"
 
 
 def _metric(difference: Interval, unit: Quantity) -> str:

@@ -1,0 +1,141 @@
+"""Predicted steps, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_perf.host import MisconfigurationException
+from lightning_perf.strategies.link import Link
+from lightning_perf.strategies.prediction import OTHERS, Prediction, Wire, Work, buckets, predict
+from lightning_perf.strategies.presets import PRESETS
+
+MIB_ELEMENTS = 262_144
+SMALL = Work(forward=1.0, backward=2.0, sizes=[100], rest=0.5, accumulate=2, buffer_bytes=8, synced=3)
+WIRE = Wire(alpha=0.1, beta=0.001)
+TWO_BUCKETS = Work(forward=1.0, backward=3.0, sizes=[2 * MIB_ELEMENTS, MIB_ELEMENTS])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "world_size", "seconds"),
+    [
+        ("ring", 2, 2 * 1 + 8 * 0.5),
+        ("ring", 4, 6 * 1 + 1.5 * 8 * 0.5),
+        ("halving", 4, 4 * 1 + 1.5 * 8 * 0.5),
+        ("halving", 1024, 20 * 1 + 2 * 1023 / 1024 * 8 * 0.5),
+    ],
+)
+def test_all_reduce(algorithm: str, world_size: int, seconds: float) -> None:
+    assert Wire(1.0, 0.5, algorithm=algorithm).all_reduce(8, world_size) == pytest.approx(seconds)  # pyright: ignore
+
+
+@pytest.mark.parametrize(("world_size", "levels"), [(2, 1), (3, 2), (4, 2), (5, 3), (4096, 12)])
+def test_broadcast(world_size: int, levels: int) -> None:
+    assert Wire(1.0, 0.5).broadcast(8, world_size) == levels * 5.0
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 64])
+def test_a_measured_link_and_back(world_size: int) -> None:
+    """What the probe measured among so many processes is what the wire predicts for them."""
+    wire = Wire.of(Link(latency=0.006, bandwidth=1e8), world_size)
+    assert wire.all_reduce(0, world_size) == pytest.approx(0.006)
+    assert wire.all_reduce(1e8, world_size) == pytest.approx(1.006)
+    back = wire.link(world_size)
+    assert (back.latency, back.bandwidth) == pytest.approx((0.006, 1e8))
+
+
+def test_plain_ddp() -> None:
+    """Two micro-batches with a question (0.1 + 8 bytes) and three values (a barrier, one element) each; buffers once."""
+    found = predict("ddp", SMALL, WIRE, 2)
+    assert found.compute == pytest.approx(2 * 3 + 0.5)
+    assert found.gradients == pytest.approx(2 * 0.1 + 400 * 0.001)
+    assert found.waits == pytest.approx(2 * (0.108 + 3 * (0.1 + 0.104)) + 0.108)
+    assert found.seconds == pytest.approx(6.5 + 0.6 + 1.548)
+    assert found.sent == 400
+
+
+def test_perf_ddp_waits_for_its_gradients_and_two_agreements() -> None:
+    """Logged values travel behind backward, buffers stay at home; at most one agreement a micro-batch, of 8 bytes."""
+    found = predict("perf_ddp", SMALL, WIRE, 2)
+    assert found.gradients == pytest.approx(0.6)
+    assert found.waits == pytest.approx(2 * 0.208)
+
+
+def test_logged_values_longer_than_a_local_backward() -> None:
+    """24 bytes take 2 * 1.5 + 0.024; a backward of 2 leaves 1.024 of that, in the first of two micro-batches."""
+    found = predict("perf_ddp", SMALL, Wire(1.5, 0.001, lanes=2), 2)
+    assert found.waits == pytest.approx(1.024 + 2 * 3.008)
+
+
+@pytest.mark.parametrize(
+    ("beta", "lanes", "exposed"),
+    [
+        # 1 MiB is ready at 2 and takes 0.2 + 1.048576; 2 MiB are ready at 4, the end of backward
+        (1e-6, 1, 0.2 + 2.097152),
+        # the first ends at 2.2 + 4.194304, and the second follows: with a lane of its own its delays are over by then
+        (4e-6, 1, 2.394304 + 0.2 + 8.388608),
+        (4e-6, 2, 2.394304 + 8.388608),
+    ],
+)
+def test_buckets_travel_behind_backward(beta: float, lanes: int, exposed: float) -> None:
+    found = predict("ddp", TWO_BUCKETS, Wire(0.1, beta, lanes), 2)
+    assert found.gradients == pytest.approx(exposed)
+
+
+def test_buckets_close_when_they_are_full() -> None:
+    assert buckets([1, 2, 3, 4], limits=[20, 8]) == [[4, 3], [2], [1]]
+    assert buckets([5], limits=[10**9]) == [[5]]
+
+
+def test_overlap_has_the_buckets_that_suit_the_link() -> None:
+    """The link wants one bucket of 3 MiB (at most 5): everything starts at the end of backward."""
+    found = predict("perf_ddp_overlap", TWO_BUCKETS, Wire(1.0, 1e-6, lanes=2), 2)
+    assert found.gradients == pytest.approx(2.0 + 3 * 1.048576)
+
+
+@pytest.mark.parametrize(
+    ("preset", "world_size", "rounds", "sent"),
+    [
+        ("perf_ddp_bf16", 2, 1, 2 * 1024),
+        ("perf_ddp_bf16", 4, 6, 1.5 * 2 * 1024),
+        ("perf_ddp_int8", 2, 1, 1040),
+        ("perf_ddp_int8", 4, 3, 3 * 1040),
+        ("perf_ddp_int8", 5, 8, 1.6 * 2 * 1024),  # bfloat16 from here on
+    ],
+)
+def test_compressed_gradients(preset: str, world_size: int, rounds: int, sent: float) -> None:
+    work = Work(1.0, 1.0, [1024], coding={"bf16": 0.5, "int8": 0.25})
+    found = predict(preset, work, WIRE, world_size)
+    coding = 0.25 if preset == "perf_ddp_int8" and world_size < 5 else 0.5
+    assert found.gradients == pytest.approx(rounds * 0.1 + sent * 0.001 + coding)
+    assert found.sent == pytest.approx(sent)
+
+
+def test_local_sgd_shares_an_average_among_its_steps() -> None:
+    found = predict("perf_local_sgd", SMALL, WIRE, 2, average_every=4)
+    assert found.gradients == pytest.approx((0.2 + 408 * 0.001) / 4)
+    assert found.sent == 100
+
+
+def test_agreements_come_once_a_second() -> None:
+    """A step of half a second pays for half of one."""
+    found = predict("perf_local_sgd", Work(0.2, 0.3, [1]), Wire(0.001, 0.0), 2, average_every=10**9)
+    assert found.waits == pytest.approx(0.5 * 0.002)
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, *OTHERS])
+def test_more_processes_are_never_faster_and_nothing_is_the_bound(preset: str) -> None:
+    work = Work(0.01, 0.02, [1_000_000, 500, 2_000_000], rest=0.005, buffer_bytes=400, synced=2)
+    found = [predict(preset, work, Wire(1e-4, 1e-9), 2**power) for power in range(13)]
+    seconds = [one.seconds for one in found]
+    assert found[0] == Prediction(work.compute)
+    assert all(one >= work.compute for one in seconds)
+    if preset != "perf_ddp_int8":  # which changes to bfloat16 above four
+        assert seconds == sorted(seconds)
+    assert (preset == "nothing") == (seconds[-1] == seconds[0])
+
+
+def test_what_cannot_be_predicted() -> None:
+    with pytest.raises(MisconfigurationException, match=r"'perf_dpd' is unknown; .* perf_ddp, .* ddp, nothing"):
+        predict("perf_dpd", SMALL, WIRE, 2)
+    with pytest.raises(MisconfigurationException, match="world_size=0 must be at least 1"):
+        predict("ddp", SMALL, WIRE, 0)
