@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from lightning_perf.autopilot.compare import check_outputs
 from lightning_perf.autopilot.export import export
 from lightning_perf.cli.outputs import show
@@ -14,6 +16,7 @@ from lightning_perf.cli.trainer_cli import trainer_command
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.pipeline import check_precisions, choose_runtimes
 from lightning_perf.deploy.source import PRECISIONS
+from lightning_perf.quantization.callback import QuantizationAwareTraining
 
 
 def export_config(
@@ -32,7 +35,8 @@ def export_config(
         options: as for :func:`lightning_perf.export`.
 
     Raises:
-        ValueError: a config or checkpoint that does not exist, and as :func:`lightning_perf.export`.
+        ValueError: a config or checkpoint that does not exist, a checkpoint with ranges for whose callback the config has no
+            place, and as :func:`lightning_perf.export`.
     """
     check_target(Path(path))
     module, training, validation = restored(config, ckpt_path, overrides)
@@ -43,18 +47,35 @@ def restored(config: str | Path, ckpt_path: str | Path | None, overrides: Sequen
     """The module of a config with everything that a checkpoint holds, its training loader and its validation loader.
 
     Raises:
-        ValueError: a config or checkpoint that does not exist.
+        ValueError: a config or checkpoint that does not exist, or a checkpoint with the ranges of quantization-aware
+            training while the config has no such callback to take them up.
     """
     for label, given in (("config", config), ("ckpt_path", ckpt_path)):
         if given is not None and not Path(given).is_file():
             raise ValueError(f"{label} {str(given)!r} does not exist; give the path of a file.")
     settings = ["--config", str(config), "--trainer.logger=false", "--trainer.limit_val_batches=1", *overrides]
     cli: Any = trainer_command(settings, run=False, save_config_callback=None)
+    cli.trainer.callbacks.append(_RangesHaveAPlace())
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, verbose=False)
     source = cli.datamodule or cli.model
     if cli.datamodule is not None:
         source.setup("fit")
     return cli.model, source.train_dataloader(), source.val_dataloader()
+
+
+class _RangesHaveAPlace(Callback):
+    """Looks into the checkpoint for ranges that no callback of the config takes up, which would be lost without a word."""
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        name = QuantizationAwareTraining.__name__
+        if any(isinstance(callback, QuantizationAwareTraining) for callback in trainer.callbacks):
+            return
+        states = checkpoint.get("callbacks", {})
+        if any(key.startswith(name) and "ranges" in state for key, state in states.items()):
+            raise ValueError(
+                f"ckpt_path holds the ranges of {name}, and the config has no such callback to take them up; give the "
+                "config that the run was trained with."
+            )
 
 
 def run(args: Sequence[str]) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_perf.autopilot.export import export
-from lightning_perf.autopilot.quantize import quantize
+from lightning_perf.autopilot.quantize import keep_within, quantize
 from lightning_perf.cli.export_command import restored
 from lightning_perf.cli.outputs import show
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.pipeline import choose_runtimes
+from lightning_perf.quantization.prepare import has_ranges
 
 
 def quantize_config(
@@ -27,7 +28,8 @@ def quantize_config(
 ) -> Artifact:
     """Quantize the module of a LightningCLI config with the weights of a checkpoint, and export it in int8.
 
-    Ranges and ``max_drop`` are measured on the validation batches, through the config's own Trainer.
+    Ranges and ``max_drop`` are measured on the validation batches. Ranges that quantization-aware training left in the
+    checkpoint are kept, and only ``max_drop`` is measured.
 
     Args:
         config: path of a YAML file that ``lightning-perf fit --config`` accepts.
@@ -39,12 +41,21 @@ def quantize_config(
         options: as for :func:`lightning_perf.export`.
 
     Raises:
-        ValueError: a config or checkpoint that does not exist, and as :func:`lightning_perf.quantize` and ``export``.
+        ValueError: a config or checkpoint that does not exist, ``ignore`` with trained ranges, and as
+            :func:`lightning_perf.quantize` and ``export``.
     """
     check_target(Path(path))
     module, _, validation = restored(config, ckpt_path, overrides)
     drop = float(max_drop) if max_drop is not None and not max_drop.endswith("%") else max_drop
-    quantize(module, validation, ignore=ignore, max_drop=drop)
+    if not has_ranges(module):
+        quantize(module, validation, ignore=ignore, max_drop=drop)
+    elif ignore:
+        raise ValueError(
+            f"ignore={list(ignore)}: ckpt_path {str(ckpt_path)!r} holds trained ranges, and what stays in float was decided "
+            "in training; set ignore of QuantizationAwareTraining in the config, or leave --ignore out."
+        )
+    elif drop is not None:
+        keep_within(module, validation, drop)
     return export(module, validation, path, loader=validation, precisions=["fp32", "int8"], **options)
 
 

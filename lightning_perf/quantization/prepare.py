@@ -115,6 +115,18 @@ def preparation(module: nn.Module) -> Preparation | None:
     return next((layer.shared for _, _, layer in records(module)), None)
 
 
+def has_ranges(module: nn.Module) -> bool:
+    """Whether a module is prepared and knows the range of an activation, from training or calibration.
+
+    Example::
+
+        >>> has_ranges(nn.Sequential(nn.Linear(4, 2)))
+        False
+    """
+    shared = preparation(module)
+    return shared is not None and any(shared.ranges.known)
+
+
 def fold(layer: Layer, norm: nn.Module) -> None:
     """Pair a layer with the batch norm that follows it."""
     layer.norm, layer.unfolded = norm, None
