@@ -15,6 +15,7 @@ from lightning_perf.cli import (
     profile_command,
     quantize_command,
     race_command,
+    recipes_command,
 )
 from lightning_perf.cli.trainer_cli import trainer_command
 
@@ -25,6 +26,7 @@ _COMMANDS = {
     "profile": profile_command.run,
     "quantize": quantize_command.run,
     "race": race_command.run,
+    "recipes": recipes_command.run,
 }
 _USAGE = """usage: lightning-perf COMMAND [options]
 
@@ -47,6 +49,8 @@ Commands of lightning_perf:
               lightning-perf quantize --config my.yaml --ckpt_path best.ckpt --max_drop 0.5%
   race        race optimizers, learning rates and schedules against the module's own:
               lightning-perf race --config my.yaml --budget 10m --metric val_acc
+  recipes     list the complete training set-ups that come along, or copy one to change it:
+              lightning-perf recipes copy tabular my_table
 
 Options:
   --version   print the version
