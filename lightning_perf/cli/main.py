@@ -17,6 +17,7 @@ from lightning_perf.cli import (
     profile_command,
     quantize_command,
     race_command,
+    recipes_command,
     run_command,
 )
 from lightning_perf.cli.trainer_cli import trainer_command
@@ -30,6 +31,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "profile": profile_command.run,
     "quantize": quantize_command.run,
     "race": race_command.run,
+    "recipes": recipes_command.run,
     "run": run_command.run,
 }
 _USAGE = """usage: lightning-perf COMMAND [options]
@@ -56,6 +58,8 @@ Commands of lightning_perf:
               lightning-perf quantize --config my.yaml --ckpt_path best.ckpt --max_drop 0.5%
   race        race optimizers, learning rates and schedules against the module's own:
               lightning-perf race --config my.yaml --budget 10m --metric val_acc
+  recipes     list the complete training set-ups that come along, or copy one to change it:
+              lightning-perf recipes copy tabular my_table
   run         start somebody's script or command with callbacks in every Trainer it makes:
               lightning-perf run --lossless train.py --epochs 3
 

@@ -12,13 +12,13 @@ from .networks import build
 
 
 class ImageClassifier(L.LightningModule):
-    """A residual network, cross entropy and AdamW; batches are (images (B, C, H, W) float, labels (B,) int64).
+    """A network by name, cross entropy and AdamW; batches are (images (B, C, H, W) float, labels (B,) int64).
 
     Logs `train_loss`, `train_acc`, `train_top3`, `train_f1`, `train_precision`, `val_loss`, `val_acc`, `test_loss`
     and `test_acc`. With fewer than three classes `train_top3` counts the best two.
 
     Raises:
-        ValueError: `network` is not a known name (`resnet18`, `resnet20`).
+        ValueError: `network` is not a known name (`resnet18`, `resnet20`, `vit`).
 
     Example::
 

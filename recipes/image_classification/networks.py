@@ -1,4 +1,4 @@
-"""Residual networks for small images, after He et al. 2016, https://arxiv.org/abs/1512.03385."""
+"""Residual networks for small images, after He et al. 2016, https://arxiv.org/abs/1512.03385, and networks by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .transformer import VisionTransformer
 
 
 class PadShortcut(nn.Module):
@@ -105,10 +107,15 @@ def resnet18(in_channels: int, num_classes: int) -> ResNet:
     return ResNet((64, 128, 256, 512), 2, ProjectionShortcut, in_channels, num_classes)
 
 
-NETWORKS: dict[str, Callable[[int, int], ResNet]] = {"resnet18": resnet18, "resnet20": resnet20}
+def vit(in_channels: int, num_classes: int) -> VisionTransformer:
+    """A small vision transformer: patches of 4 x 4, width 64, four blocks, four heads."""
+    return VisionTransformer(in_channels, num_classes)
 
 
-def build(name: str, in_channels: int, num_classes: int) -> ResNet:
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": resnet18, "resnet20": resnet20, "vit": vit}
+
+
+def build(name: str, in_channels: int, num_classes: int) -> nn.Module:
     """The network called `name`.
 
     Raises:

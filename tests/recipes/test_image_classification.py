@@ -53,7 +53,7 @@ def test_resnet18_is_counted_by_hand() -> None:
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules()) - len(projections) == 18
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet20", "vit"])
 @pytest.mark.parametrize("size", [28, 32])
 def test_network_shapes(name: str, size: int) -> None:
     net = build(name, 3, 7).eval()
