@@ -17,7 +17,7 @@ from lightning_perf.autopilot.export_source import copy_with, source_of, write_c
 from lightning_perf.autopilot.stopwatch import better, pick_metric
 from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
-from lightning_perf.deploy.call import Call, describe_call
+from lightning_perf.deploy.call import Call, describe_call, frozen_copy
 from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
 from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable
 from lightning_perf.deploy.trial import METRIC
@@ -156,7 +156,8 @@ class _ValidationMetric:
 
     def __init__(self, module: nn.Module, method: str, loader: Any, name: str | None) -> None:
         self.module, self.method, self.loader = module, method, loader
-        logged = self._validate(getattr(module, method))
+        # Of a copy in evaluation mode: the batch norms of a module that is in training would take the batches for training.
+        logged = self._validate(getattr(frozen_copy(module), method))
         self.name = name or pick_metric(logged)
         if self.name not in logged:
             raise ValueError(f"metric={self.name!r} is not logged in validation; logged are {sorted(logged)}.")

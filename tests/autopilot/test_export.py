@@ -79,6 +79,21 @@ def test_a_lightning_module_from_its_loader(ns: ModuleType, loader: DataLoader[A
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+def test_the_metric_of_a_module_in_training_moves_no_batch_norm(
+    ns: ModuleType, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    module = classifier(ns)
+    module.net = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Linear(32, 3))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    made = lp.export(module, loader, tmp_path / "m.lpx", loader=loader, precisions=["fp32"], **ORT)
+    assert module.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    module.eval()
+    labels, logits = torch.stack([item["label"] for item in Items()]), module(Items().x, 2.0)  # type: ignore[attr-defined]
+    wanted = float((logits.argmax(-1) == labels).float().mean())
+    assert made.manifest["variants"]["onnxruntime-fp32"]["metric"] == pytest.approx(wanted)
+
+
 def test_a_prepared_module_keeps_its_ranges(tmp_path: Path) -> None:
     """Ranges that clip at 1 show in the artefact; inputs up to 3 would have given others."""
     torch.manual_seed(0)
