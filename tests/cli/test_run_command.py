@@ -46,9 +46,14 @@ if __name__ == "__main__":
 """
 
 
+#: Lightning leaves them behind after ranks of this process; a script that finds them starts none of its own.
+RANK = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 def python(*words: str, cwd: Path, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Start the interpreter with these words; our tree is importable, and Lightning does not colour or wrap."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    inherited = {name: value for name, value in os.environ.items() if name not in RANK}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *flags, *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
 
