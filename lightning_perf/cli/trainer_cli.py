@@ -79,4 +79,5 @@ def trainer_command(
     here = str(Path.cwd())
     if here not in sys.path:  # a console script does not see the user's own modules, `python script.py` does
         sys.path.insert(0, here)
-    return cli_class(**{"save_config_callback": SaveConfigBesideLogs, **options}, args=list(args), run=run)
+    words = None if list(args) == sys.argv[1:] else list(args)  # LightningCLI warns of words beside the command line's
+    return cli_class(**{"save_config_callback": SaveConfigBesideLogs, **options}, args=words, run=run)

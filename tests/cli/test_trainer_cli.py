@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -191,3 +192,15 @@ def test_the_completion_command() -> None:
     shown = printed(["completion", "bash"])
     assert "        race) words='" in shown
     assert "--trainer.callbacks" in shown
+
+
+def test_the_command_line_itself_brings_no_warning(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LightningCLI warns of words that are given beside a command line, even if they are the same."""
+    boring = "lightning.pytorch.demos.boring_classes.BoringModel"
+    monkeypatch.setattr(sys, "argv", ["lightning-perf", "fit", f"--model={boring}", "--print_config"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"class_path: {boring}" in capsys.readouterr().out
+    assert [str(one.message) for one in recwarn if "args parameter" in str(one.message)] == []
