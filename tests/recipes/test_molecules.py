@@ -114,9 +114,9 @@ class Recorder(pl.Callback):
 
 def test_it_learns_and_logs_what_a_naive_count_finds() -> None:
     torch.manual_seed(0)
-    recorder, module = Recorder(), PropertyRegressor(width=32, mean=6.5, scale=0.9)
+    recorder, module = Recorder(), PropertyRegressor(width=32, mean=6.6, scale=1.1, lr=3e-3)
     data = MoleculeData(eval_batch_size=40)
-    trainer = small_trainer(max_epochs=3, num_sanity_val_steps=0, callbacks=[recorder])
+    trainer = small_trainer(max_epochs=8, num_sanity_val_steps=0, callbacks=[recorder])
     trainer.fit(module, data)
     with torch.no_grad():
         errors = [float(e) for b in recorder.batches[-3:] for e in (module(b) - b.targets)]
@@ -125,8 +125,8 @@ def test_it_learns_and_logs_what_a_naive_count_finds() -> None:
     logged = trainer.callback_metrics
     assert logged["val_mae"].item() == pytest.approx(statistics.mean(map(abs, errors)), rel=1e-4)
     assert logged["val_rmse"].item() == pytest.approx(statistics.mean(e * e for e in errors) ** 0.5, rel=1e-4)
-    assert logged["val_loss"].item() == pytest.approx(statistics.mean(e * e for e in errors) / 0.81, rel=1e-4)
-    assert logged["val_rmse"].item() < targets.std()
+    assert logged["val_loss"].item() == pytest.approx(statistics.mean(e * e for e in errors) / 1.21, rel=1e-4)
+    assert logged["val_rmse"].item() < 0.95 * targets.std()
 
 
 def test_predictions_are_of_the_test_molecules() -> None:

@@ -61,9 +61,10 @@ def test_it_learns_the_motif() -> None:
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(accelerator="cpu", max_epochs=3, enable_model_summary=False, **quiet)
     data = SequenceData(made_up=2000, length=64)
-    trainer.fit(SequenceClassifier(width=32, layers=2, lr=3e-3), data)
+    module = SequenceClassifier(width=32, layers=2, lr=3e-3)
+    trainer.fit(module, data)
     assert trainer.callback_metrics["val_acc"] > 0.85
-    predictions: Any = trainer.predict(dataloaders=data.test_dataloader())
+    predictions: Any = trainer.predict(module, dataloaders=data.test_dataloader())
     assert sum(map(len, predictions)) == 200
 
 
