@@ -17,7 +17,7 @@ from lightning_perf.deploy import inductor, onnx_runtime, openvino
 from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
 from lightning_perf.deploy.pipeline import write_artifact
 from lightning_perf.deploy.quantized_graph import LayerRanges
-from lightning_perf.deploy.source import INT8, NotExportable, Source
+from lightning_perf.deploy.source import FP32, INT8, NotExportable, Source
 from lightning_perf.quantization.calibrate import calibrating
 from lightning_perf.quantization.convert import LayerRange, folded_float, ranges, to_qdq
 from lightning_perf.quantization.listing import entries
@@ -99,11 +99,17 @@ def write_child(
 ) -> None:
     """The artefact of one part of a module: of its prepared form, where there is one.
 
+    A part that has nothing to quantize, such as a norm between quantized parts, stays in float in int8 too.
+
     Raises:
         NotExportable: no runtime can take it at this precision.
     """
     parent = source.prepared if precision == INT8 and source.prepared is not None else source.plain
     made, notes, missing = source_of(parent.get_submodule(name), call, calibration, [precision])
+    if precision in missing and precision == INT8:
+        notes = [*notes, f"left in float, because {missing[precision]}"]
+        precision, missing = FP32, {}
+        made = source_of(source.plain.get_submodule(name), call, calibration, [FP32])[0]
     if missing:
         raise NotExportable(f"{name}: {missing[precision]}")
     light = [runtime for runtime in (onnx_runtime.NAME, openvino.NAME) if find_spec(runtime) is not None]

@@ -129,19 +129,29 @@ def assembled(module: nn.Module, home: Path, threads: int | None) -> nn.Module:
     for name in json.loads((home / INDEX).read_text(encoding="utf-8")):
         parent, _, own = name.rpartition(".")
         try:
-            made.get_submodule(name)
+            replaced = made.get_submodule(name)
         except AttributeError as error:
             raise ValueError(f"the module given has no part {name!r}, which the artefact replaces.") from error
-        setattr(made.get_submodule(parent), own, PartOfArtifact(home / name, threads))
+        setattr(made.get_submodule(parent), own, PartOfArtifact(home / name, threads, replaced))
     return made
 
 
 class PartOfArtifact(nn.Module):
-    """A child that runs in a runtime."""
+    """A child that runs in a runtime; attributes that the code around it reads are those of the child it stands for."""
 
-    def __init__(self, path: Path, threads: int | None) -> None:
+    def __init__(self, path: Path, threads: int | None, replaced: nn.Module) -> None:
         super().__init__()
         self._model = open_artifact(path, threads=threads)
+        self._replaced = [replaced]  # in a list, so that its parameters are not among this module's
+
+    def __getattr__(self, name: str) -> Any:
+        """What neither this module nor ``nn.Module`` has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_replaced" not in vars(self):
+                raise
+            return getattr(vars(self)["_replaced"][0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The child's own call."""

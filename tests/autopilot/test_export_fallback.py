@@ -73,6 +73,31 @@ def test_parts_run_in_a_runtime_and_the_rest_in_python(wild: Wild, tmp_path: Pat
         lp.load_artifact(made.path, module=nn.Linear(2, 2))
 
 
+class Reading(nn.Module):
+    """A branch on the data, a norm that has nothing to quantize, and code that reads an attribute of a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8) to (B, 8)."""
+        y = self.second(self.norm(self.first(x))) / self.first.in_features
+        return -y if y.sum() > 100 else y
+
+
+def test_parts_keep_their_attributes_and_norms_stay_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Reading().eval(), torch.randn(64, 8)
+    made = lp.export(module, x, tmp_path / "r.lpx", runtimes="parts", precisions=["fp32", "int8"], rounds=0)
+    for variant, tolerance in (("parts-fp32", 1e-5), ("parts-int8", 0.02)):
+        entry = made.manifest["variants"][variant]
+        assert entry["passed"], entry["reason"]
+        found = lp.load_artifact(made.path, variant, module=Reading())(x[:5])
+        torch.testing.assert_close(found, module(x[:5]).detach(), atol=tolerance, rtol=tolerance)
+    assert made.manifest["variants"]["parts-int8"]["error"] > made.manifest["variants"]["parts-fp32"]["error"]
+
+
 def test_auto_falls_back_and_says_so(wild: Wild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a compiler in reach, a module without exportable parts ends as a smaller file."""
     monkeypatch.setattr("shutil.which", lambda name: None)
