@@ -85,8 +85,7 @@ class LoadedArtifact:
         leaves = self._binder.leaves(args, kwargs)
         tensors = [_on_cpu(value) for value in leaves]
         self._binder.check(tensors)
-        with torch.no_grad():
-            found = self._run(tensors)
+        found = self._run(tensors)
         as_tensors = any(isinstance(value, Tensor) for value in leaves)
         return serve.rebuild(self._binder.outputs, found if as_tensors else [tensor.numpy() for tensor in found])
 
@@ -97,7 +96,7 @@ class LoadedArtifact:
 def _on_cpu(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.as_tensor(value)
-    return value if value.device.type == "cpu" and not value.requires_grad else value.detach().cpu()
+    return value if value.is_cpu and not value.requires_grad else value.detach().cpu()
 
 
 def _open_inductor(path: Path, options: Mapping[str, Any], threads: int | None) -> Run:

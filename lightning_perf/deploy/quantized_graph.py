@@ -180,6 +180,7 @@ def quantize_graph(
         for node in made.layers
         if (own := (ranges or {}).get(label_of(node), LayerRanges()).input) is not None
     }
+    _reach_back(graph, known)
     grids = {tensor: activation_grid(*_range(graph, tensor, observed, known)) for tensor in made.tensors}
     if drop_relu:
         _drop_relus(graph, grids)
@@ -214,6 +215,18 @@ def _range(graph: OnnxGraph, tensor: str, observed: Mapping[str, Range], known: 
     if maker is not None and maker.op_type in _SAME_RANGE and maker.input[0] not in graph.constants:
         return _range(graph, maker.input[0], observed, known)
     return observed[tensor]
+
+
+def _reach_back(graph: OnnxGraph, known: dict[str, Range]) -> None:
+    """A known range is also that of what is only moved into its place, so that a pool in between can work on the bytes."""
+    for tensor in list(known):
+        maker = graph.maker.get(tensor)
+        while maker is not None and maker.op_type in _SAME_RANGE:
+            source = maker.input[0]
+            if source in known or source in graph.constants or graph.only_reader(source) is None:
+                break
+            known[source] = known[tensor]
+            maker = graph.maker.get(source)
 
 
 def _drop_relus(graph: OnnxGraph, grids: Mapping[str, tuple[np.float32, np.uint8]]) -> None:
