@@ -13,6 +13,14 @@ from lightning_perf.report.rows import comparison_text
 NETS = {"R20": (8.0, 4.0), "R10w": (16.0, 5.2), "T3": (3.4, 3.2)}
 RIGHT = 0.1  # relative error up to which a peer's net counts as right
 PICTURE = Path("docs/guides/runtimes.svg")
+#: What tells a variant's runtime, its colour and its name.
+RUNTIMES = {
+    "eager": ("0.3", "eager"),
+    "onnxruntime": ("tab:blue", "ONNX Runtime"),
+    "ort": ("tab:blue", "ONNX Runtime"),
+    "openvino": ("tab:green", "OpenVINO"),
+    "inductor": ("tab:red", "Inductor"),
+}
 
 
 def found(name: str) -> Report | None:
@@ -50,10 +58,8 @@ def _row(report: Report, net: str, batch: int, threads: int, goal: str) -> str:
     floats = _fastest(report, key, [v for v in report.variants if v.startswith("ours") and "fp32" in v])
     peers = [v for v in report.variants if v.startswith("peer") and (value(report, "error", v) or 0.0) <= RIGHT]
     peer = _fastest(report, key, peers)
-    mine = value(report, key, ours)
-    assert mine is not None
-    others = {words: value(report, key, one) for words, one in (("fp32 runtime", floats), ("peer", peer))}
-    beside = "; ".join(f"{(other or 0) / mine:.2f}x vs best {words}" for words, other in others.items())
+    others = {"fp32 runtime": floats, "peer": peer}
+    beside = "; ".join(f"{_paired(report, key, ours, one):.2f}x vs best {words}" for words, one in others.items())
     size, full = (value(report, "file_bytes", one) or 0.0 for one in (ours, report.baseline))
     label = ours.removeprefix("ours ")
     return (
@@ -147,6 +153,12 @@ def guide_table() -> str:
     return "\n".join(parts)
 
 
+def _paired(report: Report, key: str, mine: str, other: str) -> float:
+    """How many times faster, the median over rounds."""
+    rounds = zip(report.values(key, other), report.values(key, mine), strict=True)
+    return statistics.median(b / a for b, a in rounds if a is not None and b is not None)
+
+
 def _shown(report: Report, key: str, variant: str) -> str:
     quantity: Quantity = report.quantity(key)
     one = value(report, key, variant)
@@ -154,30 +166,35 @@ def _shown(report: Report, key: str, variant: str) -> str:
 
 
 def draw() -> None:
-    """Error of the output against latency, a panel per net, as ``docs/guides/runtimes.svg``."""
+    """Error of the output (up to what counts as right) against latency, as ``docs/guides/runtimes.svg``."""
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot
 
-    mpl.rcParams["svg.hashsalt"] = "runtimes"
+    mpl.rcParams.update({"svg.hashsalt": "runtimes", "svg.fonttype": "none"})
     reports = {net: report for net in NETS if (report := found(f"runtimes_{net}_t1")) is not None}
     if not reports:
         return
-    figure, axes = pyplot.subplots(1, len(reports), figsize=(4.2 * len(reports), 3.8), sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(1, len(reports), figsize=(4.4 * len(reports), 3.6), sharey=True, squeeze=False)
     for axis, (net, report) in zip(axes[0], reports.items(), strict=True):
-        for who, marker, colour in (("eager", "s", "0.3"), ("ours", "o", "tab:blue"), ("peer", "^", "tab:orange")):
-            names = [one for one in report.variants if one.startswith(who)]
-            points = [(value(report, "seconds_b1_t1", one), value(report, "error", one)) for one in names]
-            x = [1e3 * (seconds or 0) for seconds, _ in points]
-            y = [max(error or 0.0, 1e-6) for _, error in points]
-            axis.scatter(x, y, marker=marker, color=colour, label=who)
-            for name, left, low in zip(names, x, y, strict=True):
-                text = name.removeprefix("ours ").removeprefix("peer ")
-                axis.annotate(text, (left, low), fontsize=5, xytext=(3, 3), textcoords="offset points")
-        axis.set(xscale="log", yscale="log", title=net, xlabel="ms, batch 1, 1 thread")
+        for name in report.variants:
+            seconds, error = value(report, "seconds_b1_t1", name), value(report, "error", name)
+            if seconds is None or error is None or error > RIGHT:
+                continue
+            runtime = next(known for known in RUNTIMES if known in name.lower())
+            marker = "^" if name.startswith("peer") else "o"
+            axis.scatter(1e3 * seconds, error, marker=marker, color=RUNTIMES[runtime][0], alpha=0.8)
+            precision = name.rsplit("-" if name.startswith("ours") else " ", 1)[-1]
+            below = -9 if marker == "^" else 4
+            axis.annotate(precision, (1e3 * seconds, error), fontsize=6, xytext=(2, below), textcoords="offset points")
+        axis.tick_params(axis="x", which="both", labelsize=6)
+        axis.set(xscale="log", title=net, xlabel="ms, batch 1, 1 thread", ylim=(-0.006, 0.066))
     axes[0][0].set_ylabel("relative error of the output")
-    axes[0][0].legend()
+    for colour, label in dict(RUNTIMES.values()).items():
+        axes[0][-1].scatter([], [], color=colour, label=label)
+    axes[0][-1].scatter([], [], color="0.5", marker="^", label="a peer's quantizer")
+    axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(PICTURE, metadata={"Date": None})
     pyplot.close(figure)
