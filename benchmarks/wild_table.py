@@ -43,13 +43,22 @@ def cell(case: Case, row: Row, ours: Run | Exception, plain: Run) -> str:
         return "refuses"
     if ours.steps != plain.steps:
         return f"**{ours.steps} of {plain.steps} steps**"
+    losses = f"loss {plain.losses[-1]:.4g} → {ours.losses[-1]:.4g}"
+    if row.reshapes:
+        return f"{losses}, {weights_of(ours) / weights_of(plain):.0%} of the weights"
     largest = difference(case, ours, plain)
     if largest == 0:
         return "identical"
     if row.lossless is not None:
         words = f"{largest:.0e}"
         return words if row.lossless == "rounding" else f"**differs by {words}**"
-    return f"loss {plain.losses[-1]:.4g} → {ours.losses[-1]:.4g}"
+    return losses
+
+
+def weights_of(run: Run) -> int:
+    """How many numbers its state holds."""
+    assert run.weights is not None
+    return sum(value.numel() for value in run.weights.values())
 
 
 def difference(case: Case, ours: Run, plain: Run) -> float:
