@@ -92,7 +92,10 @@ class Additions:
     def finish(self) -> None:
         """Say so if nothing was added to anything."""
         if not self.trainers:
-            self.say("the script made no Trainer of lightning.pytorch or pytorch_lightning; nothing was added.")
+            self.say(
+                "the script made no Trainer of lightning.pytorch or pytorch_lightning (Fabric makes none, and takes none of "
+                "these callbacks); nothing was added."
+            )
 
     def say(self, text: str) -> None:
         """One line, once."""

@@ -39,7 +39,9 @@ class Facts:
         memory: bytes.
         gpus: names.
         bfloat16: whether it is native on the GPU if there is one, else on the processor; None: unknown.
-        compiler: the path of the C++ compiler.
+        compiler: the path of the C++ compiler that torch would use.
+        compiler_problem: why it cannot be used; None: it compiled a line.
+        compiler_fix: what to do about that.
         headers: whether Python.h is there.
         malloc: why malloc cannot be tuned; None: it can.
         backends: of torch.distributed.
@@ -58,6 +60,8 @@ class Facts:
     gpus: tuple[str, ...] = ()
     bfloat16: bool | None = None
     compiler: str | None = None
+    compiler_problem: str | None = None
+    compiler_fix: str = ""
     headers: bool = True
     malloc: str | None = None
     backends: tuple[str, ...] = ()
@@ -95,7 +99,7 @@ class Diagnosis:
 
 #: What is no package: the name a row uses -> what is wrong, or None.
 CONDITIONS: Mapping[str, Callable[[Facts], str | None]] = {
-    "C++ compiler": lambda facts: None if facts.compiler else "no C++ compiler on the path (g++, clang++)",
+    "C++ compiler": lambda facts: facts.compiler_problem or (None if facts.compiler else "no C++ compiler"),
     "Python headers": lambda facts: None if facts.headers else "no Python.h (python3-dev)",
     "GPU": lambda facts: None if facts.gpus else "no GPU that torch sees",
     "NCCL": lambda facts: None if "nccl" in facts.backends else "this build of torch has no NCCL",
@@ -142,7 +146,9 @@ def describe(facts: Facts) -> dict[str, str]:
         "cores": f"{facts.cores}{quota}",
         "memory": gigabytes,
         "gpu": ", ".join(facts.gpus) or "none that torch sees",
-        "compiler": facts.compiler or "none",
+        "compiler": "none"
+        if facts.compiler is None
+        else f"{facts.compiler}{', not usable' if facts.compiler_problem else ''}",
         "distributed": ", ".join(facts.backends) or "not in this build of torch",
     }
 
@@ -203,8 +209,10 @@ def _state(feature: Feature, facts: Facts) -> State:
         if problem is not None:
             lacks.append(problem)
             extras += [PACKAGES[need][1]] if need in PACKAGES else []
-    fix = f"pip install '{_OWN}[{','.join(dict.fromkeys(extras))}]'" if extras else ""
-    return State(feature.name, not lacks, tuple(lacks), fix)
+    fixes = [f"pip install '{_OWN}[{','.join(dict.fromkeys(extras))}]'"] if extras else []
+    if "C++ compiler" in feature.needs and facts.compiler_problem:
+        fixes.append(facts.compiler_fix)
+    return State(feature.name, not lacks, tuple(lacks), "; ".join(fixes))
 
 
 def _package_problem(package: str, facts: Facts) -> str | None:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,8 +19,8 @@ import torch
 import torch.distributed as dist
 
 from lightning_perf.cli.doctor import Diagnosis, Facts, diagnose
+from lightning_perf.cli.doctor_compiler import try_compiler
 from lightning_perf.cli.doctor_rows import IMPORTED_WHEN_PRESENT, PACKAGES
-from lightning_perf.deploy.inductor import COMPILERS
 from lightning_perf.hardware import bfloat16_is_native, cpu_flags, cpu_quota, machine, memory_limit
 from lightning_perf.speedups.malloc_tuning import why_not
 
@@ -41,10 +40,11 @@ for name in sys.argv[1:]:
 
 
 def look() -> Facts:
-    """The facts of this machine; optional packages are imported in a process of its own."""
+    """The facts of this machine; optional packages are imported, and a line compiled, in processes of their own."""
     here = machine()
     gpus = tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     limit, memory = memory_limit(), here["memory_bytes"]
+    compiler = try_compiler(os.environ)
     modules = [*(module for module, _ in PACKAGES.values()), *IMPORTED_WHEN_PRESENT]
     return Facts(
         versions=installed_versions(),
@@ -58,7 +58,9 @@ def look() -> Facts:
         memory=min((int(value) for value in (memory, limit) if value is not None), default=None),
         gpus=gpus,
         bfloat16=bfloat16_is_native("cuda" if gpus else "cpu"),
-        compiler=next((path for path in map(shutil.which, COMPILERS) if path is not None), None),
+        compiler=compiler.path,
+        compiler_problem=compiler.problem,
+        compiler_fix=compiler.fix,
         headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
         malloc=why_not(os.environ),
         backends=_backends(),

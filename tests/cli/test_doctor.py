@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lightning_perf as lp
-from lightning_perf.cli import doctor_command, main
+from lightning_perf.cli import doctor_command, doctor_compiler, main
 from lightning_perf.cli.doctor import CONDITIONS, Facts, diagnose
 from lightning_perf.cli.doctor_command import import_each, installed_versions, look, text
+from lightning_perf.cli.doctor_compiler import Compiler, try_compiler
 from lightning_perf.cli.doctor_rows import FEATURES, KNOWN_BAD, PACKAGES
 from lightning_perf.hardware import cpu_quota, memory_limit
 from tests.test_architecture import FLOORS
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the compiler is only looked for")
 REQUIRES = (
     "torch<2.14,>=2.13",
     "lightning!=2.6.2,!=2.6.3,<2.7,>=2.5.5",
@@ -58,14 +63,23 @@ def test_a_good_machine() -> None:
 
 def test_a_bare_machine_is_told_the_extras() -> None:
     bare = changed(
-        modules={}, compiler=None, headers=False, flags=frozenset({"avx2"}), bfloat16=False, malloc="is musl's"
+        modules={},
+        compiler=None,
+        compiler_problem="no C++ compiler",
+        compiler_fix="set CXX",
+        headers=False,
+        flags=frozenset({"avx2"}),
+        bfloat16=False,
+        malloc="is musl's",
     )
     found = missing(bare)
     assert found["ChannelPruning"] == (("torch_pruning is not installed",), "pip install 'lightning-perf[prune]'")
     assert found["plots in HTML reports"][1] == "pip install 'lightning-perf[report]'"
     assert found["export to OpenVINO"][0][0] == "openvino is not installed"
     assert found["export to OpenVINO"][1] == "pip install 'lightning-perf[deploy]'"
-    assert len(found["export with AOTInductor, torch.compile on the CPU"][0]) == 2
+    lacks, fix = found["export with AOTInductor, torch.compile on the CPU"]
+    assert lacks == ("no C++ compiler", "no Python.h (python3-dev)")
+    assert fix == "set CXX"
     assert found["AutoMixedPrecision"][0] == ("no native bfloat16; it changes nothing here",)
     assert found["MallocTuning"][0] == ("is musl's",)
     assert "fast int8 on the CPU" in found
@@ -182,6 +196,65 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     read = json.loads(capsys.readouterr().out)
     assert read["broken"] is True
     assert read["findings"][0]["level"] == "error"
+
+
+def fake(folder: Path, body: str, name: str = "g++") -> dict[str, str]:
+    """An environment whose compiler is a script."""
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:/bin:/usr/bin"}
+
+
+@linux
+@pytest.mark.parametrize(
+    ("body", "problem", "fix"),
+    [
+        (
+            "echo 'In file x:' >&2; echo 'fatal error: omp.h: no such file' >&2; exit 1",
+            "fatal error: omp.h",
+            "libgomp1",
+        ),
+        (
+            "echo \"cannot execute 'cc1plus'\" >&2; exit 1",
+            "does not compile a line of C++: cannot exec",
+            "install it whole",
+        ),
+        ("exit 3", "status 3, and no word", "set CXX to a compiler that works"),
+        ("exec sleep 30", "not done within 0.5 s", "set CXX to a compiler that works"),
+        ("exit 0", "writes no library", "set CXX to a compiler that works"),
+        ("echo no library > answer.so", "cannot be loaded from", "set TMPDIR"),
+    ],
+)
+def test_a_compiler_that_does_not_compile(body: str, problem: str, fix: str, tmp_path: Path) -> None:
+    seconds = 0.5 if "sleep" in body else 30.0
+    found = try_compiler(fake(tmp_path, body), seconds=seconds)
+    assert found.path == str(tmp_path / "g++")
+    assert problem in str(found.problem)
+    assert fix in found.fix
+    facts = changed(compiler=found.path, compiler_problem=found.problem, compiler_fix=found.fix)
+    assert missing(facts)["export with AOTInductor, torch.compile on the CPU"] == ((found.problem,), found.fix)
+    assert "not usable" in text(diagnose(facts))
+
+
+@linux
+def test_a_compiler_that_torch_does_not_find(tmp_path: Path) -> None:
+    """torch asks for one name; another compiler does not help until it is named."""
+    nothing = try_compiler({"PATH": str(tmp_path)})
+    assert (nothing.path, nothing.problem) == (None, "no C++ compiler: torch looks for g++")
+    fake(tmp_path, "exit 0", "clang++")
+    other = try_compiler({"PATH": str(tmp_path)})
+    assert other == Compiler(None, "torch looks for g++, and there is only clang++", "set CXX=clang++")
+    assert "names no program" in str(try_compiler({"PATH": str(tmp_path), "CXX": "icpx"}).problem)
+
+
+@linux
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_compiler_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles, links, and what it made gives the answer; a wrong one would be seen."""
+    environment = {**os.environ, "CXX": "g++"}
+    assert try_compiler(environment) == Compiler(shutil.which("g++"))
+    monkeypatch.setattr(doctor_compiler, "_ANSWER", 41)
+    assert "another answer" in str(try_compiler(environment).problem)
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

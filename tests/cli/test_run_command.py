@@ -184,7 +184,7 @@ def test_a_script_sees_what_python_shows_it(tmp_path: Path, flags: tuple[str, ..
     plain, run = python(*words, cwd=tmp_path, flags=flags), through_run(*words, cwd=tmp_path, flags=flags)
     assert run.stdout == plain.stdout
     assert plain.stdout.startswith('[["deep/facts.py", "--lossless"')
-    assert "the script made no Trainer of lightning.pytorch or pytorch_lightning" in run.stderr
+    assert "the script made no Trainer of lightning.pytorch or pytorch_lightning (Fabric makes none" in run.stderr
 
 
 @pytest.mark.parametrize("name", ["pack", pytest.param("pack.tool", marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import lightning_perf as lp
+from lightning_perf.cli.short_names import callback_classes
 from lightning_perf.host import MisconfigurationException
 from tests.contract.modules import KINDS, images, make
 from tests.contract.rows import ROWS, Row
@@ -44,6 +45,11 @@ def assert_equal(
             torch.testing.assert_close(value, right[key], rtol=1e-3 * scale, atol=1e-4 * scale)
         else:
             assert torch.equal(value, right[key]), key
+
+
+def test_every_callback_has_a_row() -> None:
+    """Whatever callback the package exports is under contract, and on the modules of others."""
+    assert {type(row.make()) for row in ROWS} == set(callback_classes().values())
 
 
 @rows

@@ -43,6 +43,7 @@ class Case:
     needs installed; ``traps`` are what makes it unlike the module of a tutorial (tests/contract/rows.py refuses by the
     same words). ``noise`` are parameters (a regular expression) whose gradient is zero but for rounding, such as the bias
     of attention's keys, which softmax does not see: Adam makes full steps of that rounding, so that any two kernels part.
+    ``ddp``: what its own loaders need of a Trainer with several processes.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     traps: tuple[str, ...] = ()
     trainer: dict[str, Any] = field(default_factory=dict)
     noise: str = "$^"
+    ddp: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ns(self) -> ModuleType:
@@ -67,9 +69,9 @@ class Case:
                 return f"needs {package}: make wild"
         return None
 
-    def make(self) -> Task:
-        """Module and loaders, the same ones at every call."""
-        seed_all(3)
+    def make(self, seed: int = 0) -> Task:
+        """Module and loaders, the same ones at every call; another seed, other weights."""
+        seed_all(3 + seed)
         return self.build(self.ns)
 
 
@@ -270,7 +272,14 @@ CASES = (
     ),
     Case("demo-transformer", LIGHTNING, demo_transformer, traps=TRANSFORMER, trainer=CLIP),
     Case("demo-transformer-standalone", STANDALONE, demo_transformer, traps=TRANSFORMER, trainer=CLIP),
-    Case("demo-lstm", LIGHTNING, demo_lstm, traps=("LSTM", "order matters", "no validation", NARROW), trainer=CLIP),
+    Case(
+        "demo-lstm",
+        LIGHTNING,
+        demo_lstm,
+        traps=("LSTM", "order matters", "no validation", NARROW),
+        trainer=CLIP,
+        ddp={"use_distributed_sampler": False},
+    ),
     Case("language-model", LIGHTNING, language_model, traps=("tied weights", "per-step schedule")),
     Case(
         "chemprop-mpnn",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import inspect
-from collections.abc import Iterable
+import math
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ EVERY_ROW = (LOSSLESS, *ROWS)
 #: How a ValueError begins that is a refusal, of a target that this module cannot meet.
 OUT_OF_REACH = ("no group of channels can be cut", "target=")
 EPOCHS, TRAIN_BATCHES, VAL_BATCHES = 2, 4, 2
+SEEDS = 3
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Run:
     metrics: dict[str, float] | None = None
     logged: tuple[dict[str, float], ...] = ()
     weights: dict[str, torch.Tensor] | None = None
+    parameters: tuple[str, ...] = ()
     attributes: tuple[list[str], ...] = ()
     first_epoch: Path | None = None
 
@@ -49,9 +53,20 @@ def refuses(row: Row, case: Case) -> bool:
     return bool(set(row.refuses) & set(case.traps))
 
 
-def fit(case: Case, callbacks: Iterable[Any], folder: Path, resume: Path | None = None, **trainer_args: Any) -> Run:
-    """Fit ``case`` for two epochs of a few batches, or from a checkpoint to the end of the second."""
-    ns, task = case.ns, case.make()
+def fit(
+    case: Case,
+    callbacks: Iterable[Any],
+    folder: Path,
+    resume: Path | None = None,
+    *,
+    seed: int = 0,
+    **trainer_args: Any,
+) -> Run:
+    """Fit ``case`` for two epochs of a few batches, or from a checkpoint to the end of the second.
+
+    ``seed`` moves the initial weights and all that is drawn in training; the data stay.
+    """
+    ns, task = case.ns, case.make(seed)
     callbacks = list(callbacks)
     run = Run(callbacks)
     losses: list[float] = []
@@ -62,25 +77,25 @@ def fit(case: Case, callbacks: Iterable[Any], folder: Path, resume: Path | None 
                 losses.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
 
     saver = ns.callbacks.ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-    trainer = ns.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=EPOCHS,
-        limit_train_batches=TRAIN_BATCHES,
-        limit_val_batches=VAL_BATCHES,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        logger=ns.loggers.CSVLogger(folder, name="log", version=0),
-        callbacks=[*callbacks, Losses(), saver],
-        default_root_dir=folder,
-        **{**case.trainer, **trainer_args},
-    )
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": EPOCHS,
+        "limit_train_batches": TRAIN_BATCHES,
+        "limit_val_batches": VAL_BATCHES,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "logger": ns.loggers.CSVLogger(folder, name="log", version=0),
+        "callbacks": [*callbacks, Losses(), saver],
+        "default_root_dir": folder,
+    }
+    trainer = ns.Trainer(**{**settings, **case.trainer, **trainer_args})
     how: dict[str, Any] = {"ckpt_path": None if resume is None else str(resume)}
     if "objects in hparams" in case.traps and "weights_only" in inspect.signature(trainer.fit).parameters:
         how["weights_only"] = False  # the package's own classes lie in its checkpoints
     # A module that draws its data has it again under its seed only; all else that is random comes from the checkpoint.
-    seed_all(11 if resume is None or "draws its data" in case.traps else 99)
+    seed_all(11 + seed if resume is None or "draws its data" in case.traps else 99)
     try:
         trainer.fit(task.module, task.train, task.val, **how)
     except (MisconfigurationException, ValueError) as refusal:
@@ -93,9 +108,20 @@ def fit(case: Case, callbacks: Iterable[Any], folder: Path, resume: Path | None 
     run.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     run.logged = tuple(_rows(folder / "log" / "version_0" / "metrics.csv"))
     run.weights = {key: value.clone() for key, value in task.module.state_dict().items()}
+    run.parameters = tuple(name for name, _ in task.module.named_parameters())
     run.attributes = tuple(sorted(vars(each)) for each in (task.module, trainer.strategy, trainer.fit_loop))
     run.first_epoch = folder / "epoch=0.ckpt"
     return run
+
+
+def score(run: Run) -> float:
+    """The mean loss of the second half: what training has come to, of modules that log nothing as well."""
+    return statistics.fmean(run.losses[len(run.losses) // 2 :] or [math.nan])
+
+
+def noise(scores: Sequence[float]) -> float:
+    """How far runs lie apart that differ in their seed only."""
+    return max(scores) - min(scores)
 
 
 def _rows(path: Path) -> Iterable[dict[str, float]]:
@@ -112,9 +138,9 @@ class Runs:
         self._folder = folder
         self._kept: dict[tuple[str, str], Run] = {}
 
-    def plain(self, case: Case) -> Run:
+    def plain(self, case: Case, seed: int = 0) -> Run:
         """The case without any callback of ours."""
-        return self._fit(case, "plain", [])
+        return self._fit(case, f"plain{seed or ''}", [], seed)
 
     def ours(self, case: Case, row: Row) -> Run:
         """The case with the row's callback, and ExactResume, which changes no result."""
@@ -123,9 +149,9 @@ class Runs:
             callbacks.append(lp.ExactResume())
         return self._fit(case, row.name, callbacks)
 
-    def _fit(self, case: Case, name: str, callbacks: list[Any]) -> Run:
+    def _fit(self, case: Case, name: str, callbacks: list[Any], seed: int = 0) -> Run:
         key = (case.name, name)
         if key not in self._kept:
             folder = self._folder / "-".join(key).replace("()", "")
-            self._kept[key] = fit(case, callbacks, folder)
+            self._kept[key] = fit(case, callbacks, folder, seed=seed)
         return self._kept[key]
