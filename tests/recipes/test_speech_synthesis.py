@@ -15,7 +15,7 @@ import yaml
 from lightning_perf.cli.recipes_command import copy_recipe
 from lightning_perf.cli.trainer_cli import trainer_command
 from recipes.speech.synthesis.data import SpokenTextData, join
-from recipes.speech.synthesis.module import MeanSpectrum, MelSynthesiser
+from recipes.speech.synthesis.module import MeanSpectrum, MelSynthesiser, distance
 from recipes.speech.synthesis.networks import TextToMel, spread
 from recipes.speech.synthesis.numbers import in_words
 from tests.recipes.small import ROOT
@@ -68,6 +68,11 @@ def test_mean_spectrum_equals_the_mean_of_all_frames() -> None:
     torch.testing.assert_close(mean.mean, torch.cat(seen, dim=1).mean(dim=1))
 
 
+def test_distance_leaves_out_what_was_filled_up() -> None:
+    said, inside = torch.tensor([[[1.0, 2.0, 9.0], [-3.0, 4.0, 9.0]]]), torch.tensor([[[True, True, False]]])
+    assert distance(said, torch.zeros(1, 2, 3), inside).item() == (1 + 2 + 3 + 4) / 4
+
+
 def naive_scores(module: MelSynthesiser, data: SpokenTextData) -> dict[str, float]:
     """Distances and length error of the test clips, one at a time."""
     away, naive, frames, errors = 0.0, 0.0, 0, []
@@ -118,7 +123,8 @@ def test_training_alone_shapes_the_naive_synthesiser(tmp_path: Path) -> None:
 
 
 def test_numbers_are_all_different_and_spelled() -> None:
-    assert [in_words(number) for number in (7, 13, 20, 99, 100, 305, 610, 999)] == [
+    assert [in_words(number) for number in (0, 7, 13, 20, 99, 100, 305, 610, 999)] == [
+        "zero",
         "seven",
         "thirteen",
         "twenty",
