@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def find_recipes() -> dict[str, Recipe]:
 def copy_recipe(name: str, target: str | Path) -> Path:
     """Copy a recipe's YAML files and README into ``target``, and its code into a package of its name beside them.
 
-    Class paths and commands in the copy are those of the copy, so that it runs from ``target`` without the original.
+    Class paths and commands in the copy are those of the copy, so that it runs from ``target`` without the original. YAML
+    files of a second task, in a folder below the recipe's, stay with its code.
 
     Args:
         name: a recipe of :func:`find_recipes`.
@@ -91,12 +93,12 @@ def copy_recipe(name: str, target: str | Path) -> Path:
         raise FileExistsError(f"{str(target)!r} is {what}, and nothing is overwritten: name a new or an empty folder.")
     source, code = recipes[name].folder, target / name
     shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    for path in sorted(code.iterdir()):
-        if path.suffix in _BESIDE:
-            text = path.read_text(encoding="utf-8")
-            text = text.replace(f"{_PACKAGE}.{name}.", f"{name}.").replace(f"recipes/{name}/", "")
-            (target / path.name).write_text(text, encoding="utf-8")
-            path.unlink()
+    for path in [path for path in code.rglob("*") if path.suffix in _BESIDE]:
+        text = path.read_text(encoding="utf-8").replace(f"{_PACKAGE}.{name}.", f"{name}.")
+        text = re.sub(rf"recipes/{name}/(?=\w+/)", f"{name}/", text).replace(f"recipes/{name}/", "")
+        path.unlink()
+        beside = target if path.parent == code else path.parent
+        (beside / path.name).write_text(text, encoding="utf-8")
     return code
 
 
