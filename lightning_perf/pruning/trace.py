@@ -39,7 +39,7 @@ class Trace:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> trace = Trace(net, lambda net: net(torch.ones(3, 4)).square().sum())
         >>> [(name, len(scores)) for name, scores, layers in trace.groups()]
-        [('0', 3), ('2', 2)]
+        [('2', 2), ('0', 3)]
         >>> trace.cut({"0": [1]}).keep["2.weight"]
         {1: tensor([0, 2])}
     """
