@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,20 +16,24 @@ import lightning_perf as lp
 class TorchPruningByHand(pl.Callback):
     """Torch-Pruning's global magnitude pruner on ``module.net``, to a share of its MACs, before one epoch.
 
-    The ratio is the smallest of a bisection that meets the share. The optimizer keeps its groups and the learning rate of
-    its schedule, and loses its state, as the library's own examples do.
+    The ratio is the smallest of a bisection that meets the share. The layers to ignore are the first of the lists given
+    with which a pruned net runs at all, as one would find out by hand. The optimizer keeps its groups and the learning
+    rate of its schedule, and loses its state, as in the library's own examples.
 
     Args:
         share: of the MACs that is left.
         epoch: before which the cut is made.
         example: inputs of ``net``.
-        head: names of layers of ``net`` that keep their outputs.
+        ignored: lists of names of layers of ``net`` that keep their outputs, to be tried in turn.
         round_to: channels are a multiple of this.
     """
 
-    def __init__(self, share: float, epoch: int, example: Tensor, head: tuple[str, ...], round_to: int) -> None:
-        self.share, self.epoch, self.example, self.head, self.round_to = share, epoch, example, head, round_to
-        self.ratio = 0.0
+    def __init__(
+        self, share: float, epoch: int, example: Tensor, ignored: Sequence[Sequence[str]], round_to: int
+    ) -> None:
+        self.share, self.epoch, self.example, self.round_to = share, epoch, example, round_to
+        self.ignored = list(ignored)
+        self.failures: list[str] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning's hook."""
@@ -37,18 +42,30 @@ class TorchPruningByHand(pl.Callback):
         net: Any = pl_module.net
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         groups = [[names[id(p)] for p in group["params"]] for group in trainer.optimizers[0].param_groups]
+        self._drop_what_breaks(net)
         whole, low, high = lp.count_macs(net, self.example), 0.0, 1.0
         for _ in range(10):
             middle = (low + high) / 2
             left = lp.count_macs(self._pruned(copy.deepcopy(net), middle), self.example) / whole
             low, high = (low, middle) if left <= self.share else (middle, high)
-        self.ratio = high
         self._pruned(net, high)
         net.train()
         parameters = dict(pl_module.named_parameters())
         for group, members in zip(trainer.optimizers[0].param_groups, groups, strict=True):
             group["params"] = [parameters[name] for name in members]
         trainer.optimizers[0].state.clear()
+
+    def _drop_what_breaks(self, net: nn.Module) -> None:
+        """Lists of ignored layers with which a pruned net does not run; what it raises is kept."""
+        while True:
+            try:
+                for ratio in (0.25, 0.5, 0.75):
+                    self._pruned(copy.deepcopy(net), ratio)
+                return
+            except Exception as error:
+                self.failures.append(f"ignoring {', '.join(self.ignored.pop(0))}: {type(error).__name__}: {error}")
+                if not self.ignored:
+                    raise
 
     def _pruned(self, net: nn.Module, ratio: float) -> nn.Module:
         import torch_pruning
@@ -61,7 +78,7 @@ class TorchPruningByHand(pl.Callback):
             global_pruning=True,
             pruning_ratio=ratio,
             max_pruning_ratio=0.95,
-            ignored_layers=[net.get_submodule(name) for name in self.head],
+            ignored_layers=[net.get_submodule(name) for name in self.ignored[0]],
             round_to=self.round_to,
         ).step()
         with torch.no_grad():

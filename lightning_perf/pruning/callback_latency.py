@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import rmtree
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import nn
 
 from lightning_perf.deploy import onnx_runtime, openvino
-from lightning_perf.deploy.call import Call, describe_call, frozen_copy
+from lightning_perf.deploy.call import Call, describe_call, first_line, frozen_copy
 from lightning_perf.deploy.latency import measure
 from lightning_perf.deploy.pipeline import Builder
 from lightning_perf.deploy.source import FP32, NotExportable, Source
@@ -28,6 +30,7 @@ EAGER = "eager"
 RUNTIMES: Mapping[str, Builder] = {onnx_runtime.NAME: onnx_runtime.build, openvino.NAME: openvino.build}
 
 Eager = Callable[[nn.Module], object]
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Latency:
@@ -38,7 +41,7 @@ class Latency:
 
     Args:
         whole: the module before the cut; kept, and called.
-        arguments: of the call, by position and by name; None if only ``eager`` knows how to call it.
+        arguments: of the call, by position and by name; or why there are none that a runtime could be given.
         eager: makes the call on a module.
         builders: runtimes by name.
         rounds: pairs behind a ratio.
@@ -60,7 +63,7 @@ class Latency:
     def __init__(
         self,
         whole: nn.Module,
-        arguments: tuple[tuple[Any, ...], Mapping[str, Any]] | None,
+        arguments: Arguments | str,
         eager: Eager,
         *,
         builders: Mapping[str, Builder] = RUNTIMES,
@@ -70,11 +73,12 @@ class Latency:
         self._eager, self._builders, self._rounds, self._clock = eager, builders, rounds, clock
         self.left_out: dict[str, str] = {}
         self._call = self._described(whole, arguments)
-        self._folder = TemporaryDirectory()
+        folder = mkdtemp()
+        finalize(self, rmtree, folder, ignore_errors=True)
         runs = {EAGER: self._called(whole)}
         for name in builders if self._call is not None else ():
             try:
-                runs[name] = self._built(name, whole, self._folder.name)
+                runs[name] = self._built(name, whole, folder)
             except (NotExportable, ImportError) as error:
                 self.left_out[name] = str(error)
         samples = measure(runs, [] if self._call is None else self._call.tensors, rounds=rounds, clock=clock)
@@ -115,7 +119,7 @@ class Latency:
             >>> net = nn.Linear(2, 2)
             >>> ticks = iter(range(1000))
             >>> clock = lambda: 1e-3 * next(ticks)
-            >>> Latency(net, None, lambda net: net(torch.ones(1, 2)), builders={}, clock=clock).sentence()
+            >>> Latency(net, "unknown", lambda net: net(torch.ones(1, 2)), builders={}, clock=clock).sentence()
             'a call takes eager 0.1 ms'
         """
         measured = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in self.seconds.items())
@@ -123,17 +127,17 @@ class Latency:
         choice = f"; cuts are measured in {self.way}" if len(self._runs) > 1 else ""
         return f"a call takes {measured}{choice}{others}"
 
-    def _described(self, whole: nn.Module, arguments: tuple[tuple[Any, ...], Mapping[str, Any]] | None) -> Call | None:
+    def _described(self, whole: nn.Module, arguments: Arguments | str) -> Call | None:
         """The call as runtimes need it; None, with the reason for each of them, if there is no such thing."""
-        if arguments is None:
-            reason = "no call of forward() is known that could be exported"
+        if isinstance(arguments, str):
+            reason = arguments
         elif (device := _device(whole)).type != "cpu":
             reason = f"it computes on the CPU and the module is on {device}"
         else:
             try:
                 return describe_call(whole, *arguments)
-            except ValueError as error:
-                reason = str(error)
+            except Exception as error:  # a structure that cannot be kept, or a forward that needs its Trainer
+                reason = first_line(error)
         self.left_out.update(dict.fromkeys(self._builders, reason))
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +10,10 @@ from torch import nn
 
 from lightning_perf.host import arguments_of, preserved_rng
 from lightning_perf.profiling.flops import FlopCounter
-from lightning_perf.pruning.callback_latency import Eager, Latency
+from lightning_perf.pruning.callback_latency import Latency
 from lightning_perf.pruning.channels import Channels
 from lightning_perf.pruning.cut import Cut
+from lightning_perf.pruning.trace import first_line
 
 MEASURES = ("macs", "parameters", "latency")
 Result = TypeVar("Result")
@@ -104,13 +105,16 @@ def agreed(trainer: Any, value: Result) -> Result:
 
 
 def _latency(channels: Channels, batch: Any) -> Latency:
+    """Of the call of ``forward`` that the module's steps make; of the training step where there is none."""
     whole = channels.duplicate(channels.module).eval()
-    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
-    eager: Eager = channels.loss
     with preserved_rng():
         try:
-            arguments, _ = arguments_of(channels.module, batch)
-        except ValueError:  # no step calls forward(): the step itself is what can be timed
-            return Latency(whole, None, eager)
-        args, kwargs = arguments
-        return Latency(whole, arguments, lambda clone: clone(*args, **kwargs))
+            (args, kwargs), how = arguments_of(channels.module, batch)
+        except ValueError as error:
+            return Latency(whole, str(error), channels.loss)
+        try:
+            with torch.no_grad():
+                whole(*args, **kwargs)
+        except Exception as error:  # it was a guess, from the shape of the batch
+            return Latency(whole, f"{how} raises {first_line(error)}", channels.loss)
+        return Latency(whole, (args, kwargs), lambda clone: clone(*args, **kwargs))

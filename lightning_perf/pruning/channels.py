@@ -165,6 +165,8 @@ class Channels:
             return f"Torch-Pruning gives its channels no score ({scores})"
         if len(scores) < 2 * self.round_to:
             return f"{len(scores)} channels, and round_to={self.round_to} leaves none to take"
+        if name in self.trace.outputs:
+            return "the loss is computed from its outputs"
         order = scores.argsort().tolist()
         most = len(order) - self.round_to
         for count in dict.fromkeys((most, len(order) // 2 // self.round_to * self.round_to, self.round_to)):

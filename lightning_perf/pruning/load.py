@@ -37,7 +37,7 @@ def load_pruned(module: Any, path: str | Path | Mapping[str, Any]) -> Any:
         >>> shapes = {"tensors": {"weight": [1, 2]}, "sizes": {"": {"out_features": 1}}}
         >>> state = {"callbacks": {"ChannelPruning{}": {"shapes": shapes}}, "state_dict": {"weight": torch.ones(1, 2)}}
         >>> torch.save(state, path)
-        >>> load_pruned(nn.Linear(2, 8, bias=False), path)
+        >>> load_pruned(torch.nn.Linear(2, 8, bias=False), path)
         Linear(in_features=2, out_features=1, bias=False)
     """
     checkpoint = path if isinstance(path, Mapping) else _loaded(path)

@@ -31,12 +31,15 @@ class Trace:
         clone: a copy in evaluation mode; afterwards it holds positions in place of weights.
         loss: runs the copy and returns a loss with its graph.
 
+    Attributes:
+        outputs: layers whose group reaches the loss itself, and cannot be cut.
+
     Example (``pip install 'lightning-perf[prune]'``)::
 
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> trace = Trace(net, lambda net: net(torch.ones(3, 4)).square().sum())
         >>> [(name, len(scores)) for name, scores, layers in trace.groups()]
-        [('0', 3), ('2', 2)]
+        [('2', 2), ('0', 3)]
         >>> trace.cut({"0": [1]}).keep["2.weight"]
         {1: tensor([0, 2])}
     """
@@ -48,6 +51,7 @@ class Trace:
         self._clone, self._graph = clone, self._prune.DependencyGraph()
         self._graph.build_dependency(clone, None, forward_fn=lambda clone, _: loss(clone), verbose=False)
         self._widest = _widest(clone, self._graph)
+        self.outputs: set[str] = set()
         self._groups = list(self._scored())
         self._shapes = {name: tensor.shape for name, tensor in tensors_of(clone)}
         self._sizes = {name: sizes_of(layer) for name, layer in clone.named_modules()}
@@ -92,10 +96,10 @@ class Trace:
                     for item in group
                     if item.dep.target.module in names and graph.is_out_channel_pruning_fn(item.dep.handler)
                 ]
+                if any(isinstance(item.dep.target.module, graph.ops._OutputOp) for item in group):
+                    self.outputs.add(names[root])
                 scores = importance(group)
-            except (
-                Exception
-            ) as error:  # what was misread may end in anything; it is the reason to leave the group alone
+            except Exception as error:  # what was misread may end in anything: the reason to leave it alone
                 yield names[root], first_line(error), layers
             else:
                 yield names[root], "no layer scores it" if scores is None else scores.detach().cpu(), layers

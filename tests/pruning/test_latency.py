@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import lightning_perf as lp
 from lightning_perf.deploy.source import NotExportable, Source
 from lightning_perf.deploy.variant import Run, Variant
 from lightning_perf.pruning import callback_measure
 from lightning_perf.pruning.callback_latency import Latency
-from tests.contract.modules import images
 
 pytest.importorskip("torch_pruning", reason="needs torch-pruning (extra prune)")
 
@@ -132,9 +132,9 @@ def test_what_a_runtime_cannot_take_is_said_and_another_way_taken() -> None:
 
 def test_a_call_that_cannot_be_exported_is_timed_eagerly() -> None:
     whole, x = net(), torch.ones(4, 64)
-    measured = Latency(whole, None, lambda net: net(x), builders={"quick": runtime(0.5)}, clock=clock)
+    measured = Latency(whole, "nobody knows", lambda net: net(x), builders={"quick": runtime(0.5)}, clock=clock)
     assert list(measured.seconds) == ["eager"]
-    assert "no call of forward() is known" in measured.left_out["quick"]
+    assert measured.left_out == {"quick": "nobody knows"}
     odd = Latency(whole, (({1: x},), {}), lambda net: net(x), builders={"quick": runtime(0.5)}, clock=clock)
     assert list(odd.seconds) == ["eager"]
     assert "has the key 1; only strings can be kept" in odd.left_out["quick"]
@@ -164,25 +164,43 @@ def test_installed_runtimes(name: str) -> None:
     assert refused.left_out[name]
 
 
-def fit(ns: ModuleType, quiet: dict[str, Any], pruning: lp.ChannelPruning, monkeypatch: Any, **builders: Any) -> Any:
+def module_of(ns: ModuleType, flattens: bool = True) -> Any:
+    """One that gives ``forward`` images, or one whose step flattens them for ``forward``; batches are a tensor."""
+
     class Module(ns.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net = net(64)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x.flatten(1))
+            return self.net(x.flatten(1) if flattens else x)
 
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return self(batch if flattens else batch.flatten(1)).square().mean()
 
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    monkeypatch.setattr(callback_measure, "Latency", lambda *args: Latency(*args, builders=builders, clock=clock))
-    module = Module()
-    ns.Trainer(**quiet, max_epochs=4, callbacks=[pruning]).fit(module, images())
+    return Module()
+
+
+def fit(ns: ModuleType, quiet: dict[str, Any], pruning: Any, patch: Any, module: Any = None, **builders: Any) -> Any:
+    patch.setattr(callback_measure, "Latency", lambda *args: Latency(*args, builders=builders, clock=clock))
+    module = module_of(ns) if module is None else module
+    images = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    ns.Trainer(**quiet, max_epochs=4, callbacks=[pruning]).fit(module, DataLoader(images, batch_size=4))
     return module
+
+
+def test_a_step_is_timed_where_forward_takes_no_batch(
+    pl: ModuleType, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is a tensor and ``forward`` refuses it: the step itself is timed, and no runtime."""
+    pruning = lp.ChannelPruning(0.5, measure="latency")
+    module = fit(pl, quiet, pruning, monkeypatch, module_of(pl, flattens=False), quick=runtime(0.5))
+    assert module.net[0].out_features == 24
+    line = next(line for line in pruning.messages if "a call takes" in line)
+    assert "a call takes eager 69 ms; not quick: forward(batch) raises RuntimeError" in line
 
 
 def test_a_fit_meets_a_latency(ns: ModuleType, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

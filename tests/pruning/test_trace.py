@@ -121,3 +121,4 @@ def test_a_search_that_leads_nowhere_ends() -> None:
     channels = Channels(Gated().eval(), loss_on(batch()), round_to=2).find()
     assert channels.scores.keys() == {"up"}
     assert "a view or a concatenation was misread" in channels.left_out["wide"]
+    assert channels.left_out["narrow"] == "the loss is computed from its outputs"
