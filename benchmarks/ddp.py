@@ -87,7 +87,7 @@ def report_of(part: Part, data: dict[str, Any], contention: str) -> Report:
     by_round: dict[int, dict[str, dict[str, Any]]] = {}
     for run in data["runs"]:
         by_round.setdefault(run["round"], {})[run["variant"]] = run
-    pool = [variant for variant in part.variants if variant not in (BASELINE, AGAIN, AUTO, NOTHING)]
+    pool = [variant for variant in part.variants if variant not in (AGAIN, AUTO, NOTHING)]
     median = {variant: statistics.median(_seconds(by_round, variant)) for variant in part.variants}
     best = min(pool, key=lambda variant: median[variant])
     known = {key: data[key] for key in ("latency", "bandwidth", "buffer_bytes")}  # what benchmarks.ddp_scaling reads
@@ -103,7 +103,14 @@ def report_of(part: Part, data: dict[str, Any], contention: str) -> Report:
             quantities["of_best"] = others[best]["step_seconds"] / seconds
             quantities["trial_steps"] = (run["before_seconds"] - others[BASELINE]["before_seconds"]) / median[BASELINE]
         runs.append(
-            Run(run["variant"], run["round"], position, quantities=quantities, samples={"step": tuple(run["steps"])})
+            Run(
+                run["variant"],
+                run["round"],
+                position,
+                quantities=quantities,
+                samples={"step": tuple(run["steps"])},
+                notes=(run["chosen"],) if run["chosen"] else (),
+            )
         )
     resolution = None
     if AGAIN in part.variants:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
+from lightning_perf.strategies.auto import MOST_STEPS
 from lightning_perf.strategies.presets import PRESETS
 from lightning_perf_recipes.language_model.networks import Decoder
 
@@ -83,7 +84,8 @@ LOCAL = preset("perf_local_sgd", average_every=8, warmup_steps=0)
 class Part:
     """One comparison on one link (``rate`` in bits a second, ``delay`` in seconds one way; both None: loopback).
 
-    A fit of ``skip + steps`` steps gives the mean time of the last ``steps``; in a round every variant is fitted once.
+    A fit of ``skip + steps`` steps gives the mean time of the last ``steps``; in a round every variant is fitted once. Where
+    ``perf_ddp_auto`` is among them, a fit stops there in the midst of an epoch: in shorter ones nothing is tried.
     ``goals`` are (quantity, variant, value, bound of the interval that counts).
     """
 
@@ -106,9 +108,14 @@ class Part:
         torch.manual_seed(0)
         return Task(self.net(), 0 if variant == NOTHING else self.synced)
 
+    @property
+    def batches(self) -> int:
+        """Micro-batches of a fit; the last one shows when the step before it was over."""
+        return (self.skip + self.steps) * self.accumulate + 1
+
     def loader(self, world_size: int) -> DataLoader:
-        """Batches for every process, one micro-batch more than is timed."""
-        batches = (self.skip + self.steps) * self.accumulate + 1
+        """Batches for every process: one micro-batch more than is timed, or enough for trials."""
+        batches = self.batches if AUTO not in self.variants else max(self.batches, MOST_STEPS + 1)
         return DataLoader(self.data(batches * world_size * self.batch), batch_size=self.batch)
 
 
@@ -133,7 +140,7 @@ _CHOICE: dict[str, Any] = {
     "batch": 4,
     "variants": {BASELINE: lambda: BASELINE, **_POOL},
     "goals": (("of_best", AUTO, 0.9, "estimate"), ("trial_steps", AUTO, 60, "estimate")),
-    "rounds": 6,
+    "rounds": 5,
     "steps": 8,
 }
 

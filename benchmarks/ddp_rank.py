@@ -26,15 +26,17 @@ from lightning_perf.strategies.link import probe_link
 
 
 class StepClock(pl.Callback):
-    """When each micro-batch started, and what its forward and its backward took."""
+    """When each micro-batch started, and what its forward and its backward took; ends the fit after so many."""
 
-    def __init__(self) -> None:
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
         self.starts: list[float] = []
         self.forward: list[float] = []
         self.backward: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.starts.append(time.perf_counter())
+        trainer.should_stop = len(self.starts) >= self.batches
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         self._turn = time.perf_counter()
@@ -45,8 +47,11 @@ class StepClock(pl.Callback):
 
 
 def fit(part: Part, variant: str) -> dict[str, Any]:
-    """One fit: seconds a step by the slowest process, the steps of this one, and what came before the first."""
-    clock, module, begin = StepClock(), part.module(variant), time.perf_counter()
+    """One fit: seconds a step by the slowest process, the steps of this one, and what came before the second.
+
+    ``perf_ddp_auto`` tries behind the callbacks' ``on_train_batch_start``, so that its trials lie before the second.
+    """
+    clock, module, begin = StepClock(part.batches), part.module(variant), time.perf_counter()
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     trainer = quiet_trainer(
         [clock],
@@ -57,16 +62,23 @@ def fit(part: Part, variant: str) -> dict[str, Any]:
     )
     trainer.fit(module, part.loader(trainer.world_size))
     ticks = clock.starts[:: part.accumulate][part.skip : part.skip + part.steps + 1]
-    slowest = torch.tensor([(ticks[-1] - ticks[0]) / part.steps, clock.starts[0] - begin])
+    slowest = torch.tensor([(ticks[-1] - ticks[0]) / part.steps, clock.starts[1] - begin])
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     first = part.skip * part.accumulate
     return {
         "step_seconds": slowest[0].item(),
         "before_seconds": slowest[1].item(),
+        "chosen": choice_of(trainer),
         "steps": [b - a for a, b in pairwise(ticks)],
         "forward": statistics.median(clock.forward[first:]),
         "backward": statistics.median(clock.backward[first:]),
     }
+
+
+def choice_of(trainer: Any) -> str:
+    """What ``perf_ddp_auto`` chose, in its own words; empty for the others."""
+    choice = getattr(trainer.strategy, "choice", None)
+    return "" if choice is None else str(choice)
 
 
 def facts(part: Part) -> dict[str, Any]:

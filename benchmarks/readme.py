@@ -1,4 +1,4 @@
-"""Write the measured tables of the README and of the optimizers' guide: no number there is typed by hand.
+"""Write the measured tables of the README and of the guides on optimizers and export: no number there is typed by hand.
 
 python -m benchmarks.readme
 """
@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 from statistics import median
 
+from benchmarks import readme_deploy
 from benchmarks.goals import RESULTS
 from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Quantity, Report
 from lightning_perf.report.rows import comparison_text
 
-README, OPTIMIZERS = Path("README.md"), Path("docs/guides/optimizers.md")
+README, OPTIMIZERS, EXPORT = Path("README.md"), Path("docs/guides/optimizers.md"), Path("docs/guides/export.md")
 START = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results -->\n"
 END = "<!-- end of measured -->"
 # what is measured, the result file, the quantity, the variant, the goal that was set before
@@ -240,6 +241,20 @@ def profiler_rows() -> list[str]:
     return rows
 
 
+def pruning_rows() -> list[str]:
+    """What masks cost per step."""
+    path = RESULTS / "mask_cost.json"
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        f"| `MagnitudePruning(0.9)`, {one['name']}: a training step | **{one['ratio'][0]:.3f}x the time** "
+        f"[{one['ratio'][1]:.3f}, {one['ratio'][2]:.3f}] | one bit a weight | masks hold (tests) | {data['goal']} | "
+        f"vs no masks ([raw](benchmarks/results/mask_cost.json)) |"
+        for one in data["rows"]
+    ]
+
+
 def machine() -> str:
     """The machine on which the newest result was taken."""
     path = RESULTS / "image_recipe.json"
@@ -257,9 +272,26 @@ def machine() -> str:
 def main() -> None:
     """Write the README's table, and that of the optimizers' steps into their guide."""
     head = "| what | speed | peak memory | metric | goal | baseline and samples |\n|---|---|---|---|---|---|\n"
-    table = head + "\n".join([*(row(*one) for one in ROWS), *self_log_rows(), *profiler_rows()]) + "\n\n" + machine()
+    table = (
+        head
+        + "\n".join(
+            [
+                *(row(*one) for one in ROWS),
+                *self_log_rows(),
+                *profiler_rows(),
+                *readme_deploy.runtime_rows(),
+                *readme_deploy.accuracy_rows(),
+                *readme_deploy.serving_rows(),
+                *pruning_rows(),
+            ]
+        )
+        + "\n\n"
+        + machine()
+    )
     _replace(README, table)
     steps = head.replace("peak memory", "optimizer state") + "\n".join(optimizer_rows()) + "\n\n" + machine()
+    _replace(EXPORT, f"{readme_deploy.guide_table()}\n{machine()}")
+    readme_deploy.draw()
     _replace(OPTIMIZERS, steps.replace("(benchmarks/", "(../../benchmarks/"))
     print(table, steps, sep="\n")
 

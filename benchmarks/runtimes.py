@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import lightning_perf as lp
 from benchmarks.goals import RESULTS
 from benchmarks.runtimes_peers import PEERS
-from lightning_perf import hardware
+from lightning_perf import hardware, measuring
 from lightning_perf.deploy.gate import relative_error
 from lightning_perf.deploy.latency import Target, measure
 from lightning_perf.report import Quantity, Report, Run
@@ -181,7 +181,8 @@ def timed(
         errors = {
             label: relative_error(torch.as_tensor(np.asarray(run([fresh])[0])), wanted) for label, run in runs.items()
         }
-        seconds = {target.key: measure(runs, [fresh[: target.batch]], rounds=ROUNDS) for target in targets}
+        with measuring.watch_contention() as watch:
+            seconds = {target.key: measure(runs, [fresh[: target.batch]], rounds=ROUNDS) for target in targets}
     samples_of = [
         Run(
             label,
@@ -201,7 +202,7 @@ def timed(
         EAGER,
         [dataclasses.replace(run, position=index) for index, run in enumerate(samples_of)],
         [*rows, SIZE, ERROR],
-        notes=[f"{label} is not there: {reason}." for label, reason in left.items()],
+        notes=[*(f"{label} is not there: {reason}." for label, reason in left.items()), watch.result.sentence()],
     )
     return dataclasses.replace(report, notes=[*report.notes, *verdicts(report, name, threads)])
 

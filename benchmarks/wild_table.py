@@ -48,6 +48,8 @@ def cell(case: Case, row: Row, ours: Run | Exception, plain: Run, scores: Sequen
         return "refuses"
     if ours.steps != plain.steps:
         return f"**{ours.steps} of {plain.steps} steps**"
+    if row.reshapes:
+        return f"{moved(score(ours), scores)}, {weights_of(ours) / weights_of(plain):.0%} of the weights"
     largest = difference(case, ours, plain)
     if largest == 0:
         return "identical"
@@ -62,6 +64,12 @@ def moved(loss: float, plain: Sequence[float]) -> str:
     apart = loss - plain[0]
     word = "" if abs(apart) <= noise(plain) else ", worse" if apart > 0 else ", better"
     return f"{plain[0]:.4g} → {loss:.4g}{word}"
+
+
+def weights_of(run: Run) -> int:
+    """How many numbers its state holds."""
+    assert run.weights is not None
+    return sum(value.numel() for value in run.weights.values())
 
 
 def difference(case: Case, ours: Run, plain: Run) -> float:

@@ -15,7 +15,7 @@ from lightning_perf.profiling.callback_flops import count_macs as count_macs
 from lightning_perf.profiling.callback_flops import measure_flops as measure_flops
 from lightning_perf.pruning.callback import MagnitudePruning as MagnitudePruning
 from lightning_perf.pruning.callback_channels import ChannelPruning as ChannelPruning
-from lightning_perf.pruning.callback_channels import load_pruned as load_pruned
+from lightning_perf.pruning.load import load_pruned as load_pruned
 from lightning_perf.pruning.sparsity import sparsity as sparsity
 from lightning_perf.quantization.callback import QuantizationAwareTraining as QuantizationAwareTraining
 from lightning_perf.quantization.prepare import unprepare as unprepare

@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from lightning_perf.autopilot.compare import quality_of
-from lightning_perf.autopilot.export_inputs import arguments_of, batches_of
 from lightning_perf.autopilot.export_source import copy_with, source_of, write_child
 from lightning_perf.autopilot.stopwatch import better, pick_metric
 from lightning_perf.deploy import parts
@@ -21,7 +20,7 @@ from lightning_perf.deploy.call import Call, describe_call, frozen_copy
 from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
 from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable
 from lightning_perf.deploy.trial import METRIC
-from lightning_perf.host import is_a, namespace_of
+from lightning_perf.host import arguments_of, batches_of, is_a, namespace_of
 from lightning_perf.report import Quantity
 
 _log = logging.getLogger(__name__)

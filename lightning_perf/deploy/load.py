@@ -82,12 +82,12 @@ class LoadedArtifact:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the variant; arrays come back where no tensor went in."""
-        leaves = self._binder.leaves(args, kwargs)
-        tensors = [_on_cpu(value) for value in leaves]
+        as_tensors, tensors = False, []
+        for value in self._binder.leaves(args, kwargs):
+            as_tensors = as_tensors or isinstance(value, Tensor)
+            tensors.append(_on_cpu(value))
         self._binder.check(tensors)
-        with torch.no_grad():
-            found = self._run(tensors)
-        as_tensors = any(isinstance(value, Tensor) for value in leaves)
+        found = self._run(tensors)
         return serve.rebuild(self._binder.outputs, found if as_tensors else [tensor.numpy() for tensor in found])
 
     def __repr__(self) -> str:
@@ -97,7 +97,7 @@ class LoadedArtifact:
 def _on_cpu(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.as_tensor(value)
-    return value if value.device.type == "cpu" and not value.requires_grad else value.detach().cpu()
+    return value if value.is_cpu and not value.requires_grad else value.detach().cpu()
 
 
 def _open_inductor(path: Path, options: Mapping[str, Any], threads: int | None) -> Run:

@@ -60,11 +60,11 @@ def integer_graph(source: Source, model: Any, *, fused_sum: bool) -> Plan:
         ValueError: nothing can be quantized, a range is not finite, no calibration inputs.
     """
     graph = OnnxGraph(model)
-    convolve_shortcuts(graph)
+    shortcuts = convolve_shortcuts(graph)
     pool_means(graph)
     names = source.call.names
     feeds = [{name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)} for batch in source.calibration]
-    return quantize_graph(graph, observe(model, feeds), source.ranges, fused_sum=fused_sum)
+    return quantize_graph(graph, observe(model, feeds), source.ranges, fused_sum=fused_sum, shortcuts=shortcuts)
 
 
 def graph_for(source: Source, precision: str, *, fused_sum: bool = False) -> tuple[Any, tuple[str, ...]]:

@@ -7,7 +7,7 @@ on bytes as well (relu, pooling, residual additions, slices).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,9 @@ def activation_grid(low: float, high: float) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
-def quantized_weight(weight: np.ndarray, axis: int, scale: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def quantized_weight(
+    weight: np.ndarray, axis: int, scale: np.ndarray | np.float32 | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Int8 weight and float32 scale per channel along ``axis``; ``scale`` defaults to the largest magnitude / 127.
 
     Example::
@@ -155,7 +157,7 @@ def quantize_graph(
     ranges: Mapping[str, LayerRanges] | None = None,
     *,
     fused_sum: bool = False,
-    drop_relu: bool = True,
+    shortcuts: Collection[str] = (),
 ) -> Plan:
     """Insert Q/DQ pairs into the graph, in place.
 
@@ -164,6 +166,7 @@ def quantize_graph(
         observed: smallest and largest value of every computed tensor on calibration inputs.
         ranges: ranges of a prepared module by layer; they win over ``observed``. None: quantize every layer.
         fused_sum: as for :func:`plan`.
+        shortcuts: names of convolutions whose weight is an identity; between bytes they move them unchanged.
 
     Returns:
         What was quantized and what was left in float.
@@ -180,9 +183,12 @@ def quantize_graph(
         for node in made.layers
         if (own := (ranges or {}).get(label_of(node), LayerRanges()).input) is not None
     }
-    grids = {tensor: activation_grid(*_range(graph, tensor, observed, known)) for tensor in made.tensors}
-    if drop_relu:
-        _drop_relus(graph, grids)
+    _reach_back(graph, known)
+    moved = _join_shortcuts(graph, made, shortcuts)
+    grids = {
+        tensor: activation_grid(*_range(graph, moved.get(tensor, tensor), observed, known)) for tensor in made.tensors
+    }
+    _drop_relus(graph, grids)
     writer = _Writer(graph, grids)
     nodes: list[Any] = [made_node for name in _graph_inputs(graph) for made_node in writer.pair(name)]
     layers = {node.name for node in made.layers}
@@ -193,7 +199,8 @@ def quantize_graph(
         renamed = [f"{name}_dq" if name in grids else name for name in node.input]
         if node.name in layers:
             own = (ranges or {}).get(label_of(node), LayerRanges())
-            nodes += writer.weight(node, renamed, own.weight_scale, grids[node.input[0]][0])
+            scale = np.float32(1) if node.output[0] in moved else own.weight_scale
+            nodes += writer.weight(node, renamed, scale, grids[node.input[0]][0])
         del node.input[:]
         node.input.extend(renamed)
         nodes.append(node)
@@ -214,6 +221,29 @@ def _range(graph: OnnxGraph, tensor: str, observed: Mapping[str, Range], known: 
     if maker is not None and maker.op_type in _SAME_RANGE and maker.input[0] not in graph.constants:
         return _range(graph, maker.input[0], observed, known)
     return observed[tensor]
+
+
+def _join_shortcuts(graph: OnnxGraph, made: Plan, shortcuts: Collection[str]) -> dict[str, str]:
+    """Quantize the shortcuts that stand between bytes; returns the tensor whose grid each one's output has."""
+    moved = {}
+    for node in graph.nodes:
+        if node.name in shortcuts and node.input[0] in made.tensors and node.output[0] in made.tensors:
+            made.left.pop(label_of(node), None)
+            made.layers += [node] if all(node is not layer for layer in made.layers) else []
+            moved[node.output[0]] = node.input[0]
+    return moved
+
+
+def _reach_back(graph: OnnxGraph, known: dict[str, Range]) -> None:
+    """A known range is also that of what is only moved into its place, so that a pool in between can work on the bytes."""
+    for tensor in list(known):
+        maker = graph.maker.get(tensor)
+        while maker is not None and maker.op_type in _SAME_RANGE:
+            source = maker.input[0]
+            if source in known or source in graph.constants or graph.only_reader(source) is None:
+                break
+            known[source] = known[tensor]
+            maker = graph.maker.get(source)
 
 
 def _drop_relus(graph: OnnxGraph, grids: Mapping[str, tuple[np.float32, np.uint8]]) -> None:
@@ -275,7 +305,9 @@ class _Writer:
             moved.input[2] = self.graph.set_constant(f"{node.output[0]}_fill", np.asarray(zero))
         return [moved, self.pair(node.output[0])[1]]
 
-    def weight(self, node: Any, inputs: list[str], scale: np.ndarray | None, step: np.float32) -> list[Any]:
+    def weight(
+        self, node: Any, inputs: list[str], scale: np.ndarray | np.float32 | None, step: np.float32
+    ) -> list[Any]:
         """DQ in front of a layer's weight and bias; ``inputs`` is changed to read them."""
         weight = self.graph.array(node.input[1])
         axis = _channel_axis(node)

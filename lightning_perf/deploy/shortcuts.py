@@ -14,8 +14,8 @@ import numpy as np
 from lightning_perf.deploy.onnx_graph import OnnxGraph, attribute
 
 
-def convolve_shortcuts(graph: OnnxGraph) -> int:
-    """Replace every chain of plane slices and a channel pad by a convolution; returns how many there were."""
+def convolve_shortcuts(graph: OnnxGraph) -> list[str]:
+    """Replace every chain of plane slices and a channel pad by a convolution; returns the names of the convolutions."""
     channels = {
         item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim]
         for item in (*graph.model.graph.value_info, *graph.model.graph.input)
@@ -51,7 +51,7 @@ def convolve_shortcuts(graph: OnnxGraph) -> int:
         kept = list(graph.model.graph.value_info)
         graph.rewrite(nodes)
         graph.model.graph.value_info.extend(kept)
-    return len(replaced)
+    return [node.name for node in replaced.values()]
 
 
 def _channel_pads(graph: OnnxGraph, node: Any) -> tuple[int, int] | None:

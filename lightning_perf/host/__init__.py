@@ -11,6 +11,8 @@ from lightning_perf.host.dry_run import silent_copy as silent_copy
 from lightning_perf.host.dry_training import dry_passes as dry_passes
 from lightning_perf.host.dry_training import dry_training as dry_training
 from lightning_perf.host.evaluation_door import at_evaluation_door as at_evaluation_door
+from lightning_perf.host.example_call import arguments_of as arguments_of
+from lightning_perf.host.example_call import batches_of as batches_of
 from lightning_perf.host.loader_door import at_loader_door as at_loader_door
 from lightning_perf.host.loader_door import loader_generators as loader_generators
 from lightning_perf.host.loader_door import loaders_exist as loaders_exist

@@ -15,10 +15,17 @@ from lightning_perf.host.rng import preserved_rng
 
 
 class _IdleOptimizer:
-    """Stands in for an optimizer that a step under manual optimization would use; steps nothing."""
+    """Stands in for an optimizer that a step under manual optimization would use; steps nothing.
+
+    It is an instance of the optimizer's class, since some modules check that.
+    """
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self._optimizer)
 
     def step(self, closure: Callable[[], Any] | None = None, **_: Any) -> Any:
         """Evaluate the closure, as an optimizer would, and update nothing."""

@@ -10,7 +10,12 @@ from lightning_perf.host.doors import Undo, require, stand_at
 
 
 def at_evaluation_door(
-    trainer: Any, undo: Undo, *, around: Callable[[], AbstractContextManager[object]], at_end: Callable[[], None]
+    trainer: Any,
+    undo: Undo,
+    *,
+    around: Callable[[], AbstractContextManager[object]],
+    at_end: Callable[[], None],
+    order: int = 0,
 ) -> None:
     """Stand around everything in a fit that evaluates, until ``undo`` runs.
 
@@ -19,6 +24,7 @@ def at_evaluation_door(
         undo: takes the functions away again.
         around: makes a context manager for each validation and the sanity check, outside of every hook of theirs.
         at_end: called after the last step, before every ``on_train_end`` hook.
+        order: guests with smaller numbers come first.
 
     Raises:
         DoorClosed: if this release of Lightning has its loops elsewhere.
@@ -36,5 +42,5 @@ def at_evaluation_door(
         return original(*args, **kwargs)
 
     validation = require(require(trainer.fit_loop, "epoch_loop"), "val_loop")
-    undo.push(stand_at(validation, "run", around, evaluate, parameters=()))
-    undo.push(stand_at(trainer.fit_loop, "on_run_end", at_end, end, parameters=()))
+    undo.push(stand_at(validation, "run", around, evaluate, order=order, parameters=()))
+    undo.push(stand_at(trainer.fit_loop, "on_run_end", at_end, end, order=order, parameters=()))

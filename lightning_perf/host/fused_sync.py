@@ -10,7 +10,7 @@ bit for bit, with more they are rounded once instead of at every addition.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_perf.host.doors import Undo, require
+from lightning_perf.host.timing_door import exchanging
 
 _SYNC = "_lightning_perf_sync"
 _OPERATIONS = {"mean": "SUM", "avg": "SUM", "sum": "SUM", "max": "MAX", "min": "MIN"}
@@ -58,6 +59,8 @@ class FusedSync:
         self._device, self._reduce = device, reduce
         #: False: every value goes its way by itself, as Lightning sends it.
         self.fuses = True
+        #: Makes a context manager that is open while a process waits for others.
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._waiting: list[_Job] = []
         self._flights: list[_Flight] = []
         self._in_step = False
@@ -88,7 +91,8 @@ class FusedSync:
         self._launch()
         flights, self._flights = self._flights, []
         for work, totals, jobs in flights:
-            work.wait()
+            with self.around():
+                work.wait()
             for job, total in zip(jobs, totals, strict=True):
                 job.finish(total, dist.get_world_size())
 
@@ -169,6 +173,8 @@ def fuse_sync(trainer: Any, sync: FusedSync, undo: Undo) -> None:
     connector.__class__ = _settling(stock)
     undo.push(_put_back, connector, stock)
     undo.push(sync.forget)
+    sync.around = lambda: exchanging(trainer)
+    undo.push(setattr, sync, "around", nullcontext)
     for collection in collections:
         log_through(collection, sync.later)
         undo.push(vars(collection).pop, "log", None)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from lightning_perf.host.doors import Undo, require, wrap_at
 from lightning_perf.host.namespaces import namespace_of
+from lightning_perf.host.timing_door import exchanging
 
 #: Without ``every``, the processes agree about this often, so that a SIGTERM is answered soon in a run of slow steps too.
 _SECONDS = 1.0
@@ -77,7 +78,8 @@ class SigtermAgreement:
         seconds = (now - self._since) / self._taken if self._taken else 0.0
         votes = [float(self._pending), seconds, *(float(question.ask()) for question in self._questions)]
         told = torch.tensor(votes, dtype=torch.float32, device=self._device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        with exchanging(self._trainer):
+            dist.all_reduce(told, op=dist.ReduceOp.MAX)
         ended, slowest, *answers = told.tolist()
         self._left = self._every or steps_until_next(slowest)
         self._taken, self._since = 1, now

@@ -7,12 +7,14 @@ does not report (loggers, validation as a whole, the making of iterators) is hea
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from lightning_perf.host.doors import require, wrap_at
 
 _MOST_SPANS = 1024
+_EXCHANGE = "[Strategy]PerfDDP.exchange"
 
 
 class Listener(Protocol):
@@ -129,6 +131,11 @@ class ChainedProfiler:
         if name.startswith("__") or name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+def exchanging(trainer: Any) -> AbstractContextManager[Any]:
+    """Tell ``trainer.profiler`` that this process waits for others, as long as the context is open."""
+    return trainer.profiler.profile(_EXCHANGE)
 
 
 _chains: WeakKeyDictionary[Any, ChainedProfiler] = WeakKeyDictionary()

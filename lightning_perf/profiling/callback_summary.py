@@ -166,10 +166,10 @@ def _notes(trainer: Any, seconds: Mapping[str, float]) -> list[str]:
 
 
 def _ranks(trainer: Any, per_step: Mapping[str, float]) -> list[str]:
-    """Who the others wait for; the wait itself is inside backward, so backward is left out."""
+    """Who the others wait for; the wait itself is inside backward and exchange, so these are left out."""
     if trainer.world_size < 2:
         return []
-    own = sum(seconds for name, seconds in per_step.items() if name != phases.BACKWARD)
+    own = sum(seconds for name, seconds in per_step.items() if name not in (phases.BACKWARD, phases.EXCHANGE))
     mine = torch.tensor([own], device=trainer.strategy.root_device)
     every = [float(value) for value in trainer.strategy.all_gather(mine).flatten()]
     slowest = slowest_rank(every)

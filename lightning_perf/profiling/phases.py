@@ -20,6 +20,7 @@ WORKER_START = "worker start-up"
 TRANSFER = "host to device"
 FORWARD = "forward"
 BACKWARD = "backward"
+EXCHANGE = "exchange"
 OPTIMIZER = "optimizer"
 LOGGING = "logging: metrics"
 LOGGERS = "logging: loggers"
@@ -37,6 +38,7 @@ _BY_HOOK = {
     TRANSFER: ("batch_to_device", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
     FORWARD: ("training_step",),
     BACKWARD: ("backward", "on_before_backward", "on_after_backward"),
+    EXCHANGE: ("exchange",),
     OPTIMIZER: (
         "optimizer_step", "optimizer_zero_grad", "on_before_zero_grad", "on_before_optimizer_step",
         "configure_gradient_clipping", "lr_scheduler_step",

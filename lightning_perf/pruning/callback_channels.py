@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_perf.host import (
     MisconfigurationException,
@@ -19,19 +15,19 @@ from lightning_perf.host import (
     Stage,
     at_module_door,
     averaged_modules,
+    is_a,
     offered_shadows,
-    preserved_rng,
     progress_of,
-    silent_copy,
+    same_callback,
     wrap_again,
 )
 from lightning_perf.pruning.callback import MagnitudePruning
+from lightning_perf.pruning.callback_measure import MEASURES, Measure, agreed
 from lightning_perf.pruning.callback_regularize import Pull, check_strength
-from lightning_perf.pruning.channels import Channels, meet
+from lightning_perf.pruning.callback_step import loss_of, quiet_copy
+from lightning_perf.pruning.channels import Channels, meet, reasons
 from lightning_perf.pruning.cut import Cut, kept_part, reshape, shapes_of
-
-MEASURES = ("macs", "parameters", "latency")
-_TIMINGS = 5
+from lightning_perf.pruning.load import pruned_state
 
 
 class ChannelPruning(PerfCallback):
@@ -46,7 +42,8 @@ class ChannelPruning(PerfCallback):
 
     Args:
         target: what should be left of ``measure``, such as 0.5.
-        measure: ``macs`` of a forward pass, ``parameters``, or ``latency`` of a forward pass here, eager.
+        measure: ``macs`` of a forward pass, ``parameters``, or ``latency`` of a call of ``forward`` here, in whatever serves
+            the whole module fastest: eager, or an installed runtime of :func:`lightning_perf.export`.
         steps: cut in so many steps, at the beginning of as many epochs, each by the same factor.
         at: fraction of the run after which the first epoch that begins brings the first cut; 0 cuts before the first step.
         round_to: channels that stay in a group are a multiple of this (the width of vector units).
@@ -58,7 +55,8 @@ class ChannelPruning(PerfCallback):
     Raises:
         ValueError: an argument out of its range; a run with too few epochs; a target that cannot be met, with the best
             point and what stopped it; a checkpoint of other shapes.
-        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss; a strategy that shards.
+        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss; two prunings of channels, or
+            Lightning's; a strategy that shards.
 
     Source: Fang et al., https://arxiv.org/abs/2301.12900. Deviation: its groups are believed only after a run.
 
@@ -106,13 +104,16 @@ class ChannelPruning(PerfCallback):
     def _forget(self) -> None:
         self._module: Any = lambda: None
         self._active = False
-        self._done, self._due, self._whole = 0, False, 0.0
+        self._done, self._due, self._left = 0, False, 1.0
         self._shapes: dict[str, Any] = {"tensors": {}, "sizes": {}}
         self.left_out: dict[str, str] = {}
         self._pull = Pull(self.regularize)
 
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Stand at the module door, where the shapes of a checkpoint are put in place before its weights."""
+        self._check_alone(trainer)
+        if stage == "fit":
+            _check_uncompiled(pl_module)  # and again once callbacks of other rooms have done what they do
         if self._module() is not pl_module:
             self._forget()
             self._module = ref(pl_module)
@@ -120,22 +121,33 @@ class ChannelPruning(PerfCallback):
         self.undo(trainer).push(setattr, self, "_active", False)
 
         def restore(module: Any, checkpoint: Mapping[str, Any]) -> None:
-            state = _state_in(checkpoint, self.state_key)
+            state = pruned_state(checkpoint, self.state_key)
             if state is not None:
                 for one in (module, *averaged_modules(trainer)):
                     reshape(one, state["shapes"])
-                self._shapes, self._whole = state["shapes"], state["whole"]
-                self._done = state["done"]
+                self._shapes, self._left, self._done = state["shapes"], state["left"], state["done"]
                 self._pull.members = state["members"]
 
         self.undo(trainer).push(at_module_door(trainer, Stage.STRUCTURE, restore))
         if stage == "fit" and self.regularize:
             self.undo(trainer).push(self._pull.stand_at(trainer))
 
+    def _check_alone(self, trainer: Any) -> None:
+        for other in trainer.callbacks:
+            if is_a(other, "ModelPruning"):
+                raise MisconfigurationException(
+                    f"{type(other).__name__} of Lightning replaces the weights that ChannelPruning cuts; use one of "
+                    "the two, or MagnitudePruning for zeros in what is left."
+                )
+            if isinstance(other, ChannelPruning) and not same_callback(other, self):
+                raise MisconfigurationException(
+                    f"{self!r} and {other!r} both cut the module; use one, with steps= for several cuts."
+                )
+
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the shapes, so that the weights can be loaded."""
         if self._module() is pl_module:
-            state = {"shapes": self._shapes, "done": self._done, "whole": self._whole, "members": self._pull.members}
+            state = {"shapes": self._shapes, "done": self._done, "left": self._left, "members": self._pull.members}
             checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -149,11 +161,7 @@ class ChannelPruning(PerfCallback):
                 f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
                 f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
             )
-        if any(one._compiled_call_impl is not None or "_orig_mod" in one._modules for one in pl_module.modules()):
-            raise MisconfigurationException(
-                f"{type(pl_module).__name__} is compiled for its shapes; use ChannelPruning without compile, and compile "
-                "the pruned module afterwards."
-            )
+        _check_uncompiled(pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: whether this epoch brings a cut."""
@@ -166,7 +174,7 @@ class ChannelPruning(PerfCallback):
             self._due = False
             self._cut(trainer, pl_module, batch)
         if self._active and self.regularize and self._done < self.steps:
-            self._pull.begin(trainer, pl_module, lambda: self._channels(pl_module, batch))
+            self._pull.begin(trainer, pl_module, lambda: self._channels(trainer, pl_module, batch))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: say so if the run has ended before a cut."""
@@ -182,26 +190,26 @@ class ChannelPruning(PerfCallback):
         super().__setstate__(state)
         self._forget()
 
-    def _channels(self, pl_module: Any, batch: Any) -> Channels:
-        return Channels(
-            pl_module, lambda clone: _loss(clone, batch), self.ignore, round_to=self.round_to, duplicate=_quiet_copy
+    def _channels(self, trainer: Any, pl_module: Any, batch: Any) -> Channels:
+        channels = Channels(
+            pl_module, lambda clone: loss_of(clone, batch), self.ignore, round_to=self.round_to, duplicate=quiet_copy
         ).find()
+        channels.scores, channels.left_out = agreed(trainer, (channels.scores, channels.left_out))
+        return channels
 
     def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
-        channels = self._channels(pl_module, batch)
-        if not self._done:
-            self._whole = self._measured(channels, Cut())
-        target = self.target ** ((self._done + 1) / self.steps)
-        before = self._measured(channels, Cut()) / self._whole
-        cut, reached = meet(channels, target, lambda cut: self._measured(channels, cut) / self._whole)
-        reason = channels.check(cut)
+        channels = self._channels(trainer, pl_module, batch)
+        channels.require_some()
+        measure = Measure(self.measure, trainer, channels, batch, self.say)
+        target, before = self.target ** ((self._done + 1) / self.steps), self._left
+        cut, reached = meet(channels, target, lambda cut: before * measure(cut), trials=measure.trials)
+        reason = agreed(trainer, channels.check(cut))
         if reason is not None:
             raise MisconfigurationException(
                 f"the groups of {type(pl_module).__name__} can be cut one by one but not together ({reason}); use ignore= "
                 "to leave some of them out."
             )
-        if trainer.world_size > 1:  # ranks see other batches
-            cut = Cut(*trainer.strategy.broadcast((cut.keep, cut.sizes)))
+        cut = Cut(*agreed(trainer, (cut.keep, cut.sizes)))  # ranks see other batches
         for parameter, shadow in offered_shadows(trainer):
             name = next(name for name, one in pl_module.named_parameters() if one is parameter)
             shadow.data = kept_part(shadow.data, cut.keep.get(name, {}))
@@ -213,9 +221,10 @@ class ChannelPruning(PerfCallback):
                 other.follow_cut(cut)
         wrap_again(trainer)
         self._pull.end()
+        self._left = reached
         self._remember(pl_module, cut)
         self.left_out = channels.left_out
-        left_out = "".join(f"\n  left out, {name}: {reason}" for name, reason in channels.left_out.items())
+        left_out = f" Left out: {reasons(channels.left_out)}." if channels.left_out else ""
         self.say(f"{self.measure} cut from {before:.3g} to {reached:.3g} of the whole (target {target:.3g}).{left_out}")
 
     def _remember(self, module: nn.Module, cut: Cut) -> None:
@@ -226,89 +235,11 @@ class ChannelPruning(PerfCallback):
         self._shapes = shapes_of(module, Cut(names, sizes))
         self._done += 1
 
-    def _measured(self, channels: Channels, cut: Cut) -> float:
-        clone = channels.duplicate(channels.module).eval()
-        cut.apply(clone)
-        if self.measure == "parameters":
-            return float(sum(parameter.numel() for parameter in clone.parameters()))
-        with torch.no_grad():
-            if self.measure == "macs":
-                from lightning_perf.profiling.flops import FlopCounter
 
-                with FlopCounter() as counter:
-                    channels.loss(clone)
-                return counter.count.forward / 2
-            seconds = []
-            for _ in range(_TIMINGS):
-                start = time.perf_counter()
-                float(channels.loss(clone))
-                seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-
-def load_pruned(module: Any, path: str | Path) -> Any:
-    """Load a checkpoint of a run with :class:`ChannelPruning` into a module as it was before the cut; no pickle, no Trainer.
-
-    Args:
-        module: made with the arguments it was trained with; it is given the shapes and the weights of the checkpoint.
-        path: a checkpoint of Lightning, with callback state.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: the checkpoint has no shapes, or those of another module.
-
-    Example::
-
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "pruned.ckpt"
-        >>> shapes = {"tensors": {"weight": [1, 2]}, "sizes": {"": {"out_features": 1}}}
-        >>> state = {"callbacks": {"ChannelPruning{}": {"shapes": shapes}}, "state_dict": {"weight": torch.ones(1, 2)}}
-        >>> torch.save(state, path)
-        >>> load_pruned(nn.Linear(2, 8, bias=False), path)
-        Linear(in_features=2, out_features=1, bias=False)
-    """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state = _state_in(checkpoint, "")
-    if state is None:
-        raise ValueError(
-            f"{path} holds no shapes: it was saved without ChannelPruning, or with save_weights_only=True. Load it as any "
-            "other checkpoint, or save the whole one."
+def _check_uncompiled(pl_module: Any) -> None:
+    parts = any(one._compiled_call_impl is not None or "_orig_mod" in one._modules for one in pl_module.modules())
+    if parts or getattr(pl_module, "_compiler_ctx", None) is not None:  # the latter of a compiled LightningModule
+        raise MisconfigurationException(
+            f"{type(pl_module).__name__} is compiled for its shapes; use ChannelPruning without compile, and compile "
+            "the pruned module afterwards."
         )
-    reshape(module, state["shapes"])
-    module.load_state_dict(checkpoint["state_dict"])
-    return module
-
-
-def _state_in(checkpoint: Mapping[str, Any], state_key: str) -> dict[str, Any] | None:
-    """What this callback has saved, with whatever arguments."""
-    states = checkpoint.get("callbacks", {})
-    saved = [state for key, state in states.items() if key.startswith(ChannelPruning.__qualname__)]
-    return states.get(state_key, saved[0] if len(saved) == 1 else None)
-
-
-def _quiet_copy(module: nn.Module) -> nn.Module:
-    clone = silent_copy(module)
-    losses: list[Tensor] = []
-    vars(clone)["manual_backward"] = lambda loss, *args, **kwargs: losses.append(loss)
-    vars(clone)["_losses_by_hand"] = losses
-    return clone
-
-
-def _loss(clone: Any, batch: Any) -> Tensor:
-    """The loss of a real step on a copy, the same at every call with equal weights."""
-    by_hand = vars(clone)["_losses_by_hand"]
-    by_hand.clear()
-    with preserved_rng(), clone.trainer.precision_plugin.forward_context():
-        torch.manual_seed(0)
-        output = clone.training_step(copy.deepcopy(batch), 0)
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if isinstance(loss, Tensor):
-        return loss
-    if by_hand:
-        return torch.stack([one.reshape(()) for one in by_hand]).sum()
-    raise MisconfigurationException(
-        f"training_step of {type(clone).__name__} gives no loss to trace: it returns {type(output).__name__} and calls "
-        "backward itself; use self.manual_backward(loss), or return the loss."
-    )

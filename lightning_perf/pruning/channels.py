@@ -11,20 +11,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from lightning_perf._optional import require
-from lightning_perf.pruning.cut import Cut, Size, tensors_of
+from lightning_perf.pruning.cut import Cut, tensors_of
 from lightning_perf.pruning.targets import ignored_by
+from lightning_perf.pruning.trace import Chosen, Trace, first_line
 
 Loss = Callable[[nn.Module], Tensor]
-Chosen = Mapping[str, Sequence[int]]  # root layer -> output channels that go
 
 _TOLERANCE = 1e-5
-_ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass
@@ -57,7 +55,6 @@ class Channels:
 
     def find(self) -> Channels:
         """Trace the module, score its groups, and run each with fewer channels; returns itself."""
-        prune = _torch_pruning()
         ignored = ignored_by(self.module, self.ignore)
         owners = {
             name: ignored[id(p)]
@@ -65,21 +62,19 @@ class Channels:
             for p in layer._parameters.values()
             if p is not None and id(p) in ignored
         }
-        clone, graph = self._traced()
-        names = {layer: name for name, layer in clone.named_modules()}
-        importance = prune.importance.GroupMagnitudeImportance(p=2)
-        for group in graph.get_all_groups(root_module_types=_ROOTS):
-            name = names[group[0].dep.target.module]
-            held = next((owners[names[item.dep.target.module]] for item in group
-                         if names.get(item.dep.target.module) in owners
-                         and graph.is_out_channel_pruning_fn(item.dep.handler)), None)  # fmt: skip
-            scores = None if held else importance(group)
+        for name, scores, layers in self.trace.groups():
+            held = next((owners[layer] for layer in layers if layer in owners), None)
             reason = f"ignored by {held!r}" if held else self._why_not(name, scores)
-            if reason is None and scores is not None:
-                self.scores[name] = scores.detach().cpu()
+            if reason is None and isinstance(scores, Tensor):
+                self.scores[name] = scores
             else:
-                self.left_out[name] = reason or "without a score"
+                self.left_out[name] = str(reason)
         return self
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The dependency graph."""
+        return Trace(self._copy(), self.loss)
 
     def choose(self, share: float) -> dict[str, list[int]]:
         """The channels to take out if the lowest ``share`` of all, by their part of their group's mean, were to go."""
@@ -99,33 +94,7 @@ class Channels:
         Raises:
             ValueError: what is left of a tensor is no rectangle of it, or tied tensors are torn apart.
         """
-        clone, graph = self._traced()
-        before = {name: tensor.shape for name, tensor in tensors_of(clone)}
-        noted = {name: _sizes(layer) for name, layer in clone.named_modules()}
-        tied = _names_by_identity(clone)
-        # Every entry holds its own position, so what is left tells where it was. Exact in float64.
-        clone.double()
-        with torch.no_grad():
-            for _, tensor in tensors_of(clone):
-                tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
-        for name, channels in chosen.items():
-            layer = clone.get_submodule(name)
-            pruner = graph.get_pruner_of_module(layer)
-            graph.get_pruning_group(layer, pruner.prune_out_channels, list(channels)).prune()
-        after = dict([*clone.named_parameters(remove_duplicate=False), *clone.named_buffers(remove_duplicate=False)])
-        keep: dict[str, dict[int, Tensor]] = {}
-        for names in tied:
-            parts = [_kept_indices(after[name], before[names[0]]) for name in names]
-            if any(not _equal(part, parts[0]) for part in parts):
-                raise ValueError(f"{' and '.join(names)} are one tensor, of which they would keep different parts")
-            if parts[0]:
-                keep[names[0]] = parts[0]
-        sizes = {
-            name: changed
-            for name, layer in clone.named_modules()
-            if (changed := {key: size for key, size in _sizes(layer).items() if noted[name].get(key) != size})
-        }
-        return Cut(keep, sizes)
+        return self.trace.cut(chosen)
 
     def members(self) -> dict[str, dict[int, Tensor]]:
         """By name of a tensor and dimension, the channel that each index goes with: counted from 1 over all groups; 0: none.
@@ -172,7 +141,10 @@ class Channels:
             ValueError: none; the message has the reasons.
         """
         if not self.scores:
-            raise ValueError(f"no group of channels can be cut; left out: {_reasons(self.left_out)}.")
+            raise ValueError(
+                f"no group of channels can be cut; left out: {reasons(self.left_out)}. Use a smaller round_to or fewer "
+                "patterns in ignore= where they are the reason; for zeros in place of channels use MagnitudePruning."
+            )
 
     def check(self, cut: Cut) -> str | None:
         """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may."""
@@ -182,24 +154,24 @@ class Channels:
         cut.apply(smaller)
         try:
             there, here = (float(self.loss(one).detach()) for one in (zeroed, smaller))
-        except Exception as error:
-            return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+        except Exception as error:  # whatever the module raises where its shapes are fixed
+            return f"without its channels the step raises {first_line(error)}"
         if not abs(there - here) <= _TOLERANCE * max(1.0, abs(there)):
             return f"the loss is {here:.6g} without the channels and {there:.6g} with zeros in their place"
         return None
 
-    def _why_not(self, name: str, scores: Tensor | None) -> str | None:
-        if scores is None:
-            return "Torch-Pruning gives its channels no score"
+    def _why_not(self, name: str, scores: Tensor | str) -> str | None:
+        if isinstance(scores, str):
+            return f"Torch-Pruning gives its channels no score ({scores})"
         if len(scores) < 2 * self.round_to:
             return f"{len(scores)} channels, and round_to={self.round_to} leaves none to take"
         order = scores.argsort().tolist()
         most = len(order) - self.round_to
-        for count in (self.round_to, len(order) // 2 // self.round_to * self.round_to, most):
+        for count in dict.fromkeys((most, len(order) // 2 // self.round_to * self.round_to, self.round_to)):
             try:
                 cut = self.cut({name: sorted(order[:count])})
-            except Exception as error:
-                return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+            except Exception as error:  # Torch-Pruning's, or a cut that leaves no tensor
+                return f"taking {count} of {len(order)} channels out raises {first_line(error)}"
             reason = self.check(cut)
             if reason is not None:
                 return reason
@@ -208,17 +180,11 @@ class Channels:
     def _copy(self) -> nn.Module:
         return self.duplicate(self.module).eval()
 
-    def _traced(self) -> tuple[nn.Module, Any]:
-        clone = self._copy()
-        for parameter in clone.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        graph = _torch_pruning().DependencyGraph()
-        graph.build_dependency(clone, None, forward_fn=lambda clone, _: self.loss(clone), verbose=False)
-        return clone, graph
 
-
-def meet(channels: Channels, target: float, measure: Callable[[Cut], float]) -> tuple[Cut, float]:
+def meet(channels: Channels, target: float, measure: Callable[[Cut], float], *, trials: int = 10) -> tuple[Cut, float]:
     """The smallest cut that brings ``measure`` (1 for the whole module) down to ``target``, and what it measures.
+
+    The share of channels that go is halved in ``trials`` times; what was measured is not measured again.
 
     Raises:
         ValueError: the target is out of reach; the message has the best point and what stopped it.
@@ -230,10 +196,11 @@ def meet(channels: Channels, target: float, measure: Callable[[Cut], float]) -> 
     if reached > target:
         raise ValueError(
             f"target={target:g} cannot be met: with every group at its smallest it is {reached:.3g}. Left out: "
-            f"{_reasons(channels.left_out) or 'nothing; lower round_to'}."
+            f"{reasons(channels.left_out) or 'nothing'}. Pass a higher target, or a smaller round_to than "
+            f"{channels.round_to}."
         )
     seen: dict[str, tuple[Cut, float]] = {}
-    for _ in range(10):
+    for _ in range(trials):
         middle = (low + high) / 2
         chosen = channels.choose(middle)
         key = repr(chosen)
@@ -248,53 +215,20 @@ def meet(channels: Channels, target: float, measure: Callable[[Cut], float]) -> 
     return best, reached
 
 
-def _reasons(left_out: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+def reasons(left_out: Mapping[str, str]) -> str:
+    """Why layers keep their outputs, each reason once with the layers that it holds for.
+
+    Example::
+
+        >>> reasons({"a": "3 channels", "b": "an output", "c": "3 channels"})
+        'a, c: 3 channels; b: an output'
+    """
+    layers: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        layers.setdefault(reason, []).append(name)
+    return "; ".join(f"{_first(names)}: {reason}" for reason, names in layers.items())
 
 
-def _sizes(layer: nn.Module) -> dict[str, Size]:
-    """Whole numbers and tuples of them among a layer's public attributes: ``out_channels``, ``normalized_shape``."""
-    return {
-        key: value
-        for key, value in vars(layer).items()
-        if (type(value) is int or (isinstance(value, tuple) and all(type(one) is int for one in value)))
-        and not key.startswith("_")
-    }
-
-
-def _names_by_identity(module: nn.Module) -> list[list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, tensor in [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]:
-        names.setdefault(id(tensor), []).append(name)
-    return list(names.values())
-
-
-def _kept_indices(positions: Tensor, shape: torch.Size) -> dict[int, Tensor]:
-    """Which indices of each dimension are left, from a tensor of original positions; only dimensions that lost some."""
-    if positions.shape == shape or positions.ndim == 0:
-        return {}
-    if positions.numel() == 0:
-        raise ValueError(f"nothing would be left of a tensor of shape {tuple(shape)}")
-    coordinates = torch.unravel_index(positions.detach().round().long(), shape)
-    keep, expected = {}, torch.zeros(positions.shape, dtype=torch.long)
-    for dim, along in enumerate(coordinates):
-        kept = along.movedim(dim, 0).reshape(along.size(dim), -1)[:, 0]
-        view = [-1 if other == dim else 1 for other in range(positions.ndim)]
-        stride = int(torch.tensor(shape[dim + 1 :]).prod()) if dim + 1 < len(shape) else 1
-        expected = expected + kept.view(view) * stride
-        if len(kept) != shape[dim]:
-            keep[dim] = kept
-    if not torch.equal(expected, positions.detach().round().long()):
-        raise ValueError(f"what would be left of a tensor of shape {tuple(shape)} is no rectangle of it")
-    return keep
-
-
-def _equal(left: Mapping[int, Tensor], right: Mapping[int, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[dim], right[dim]) for dim in left)
-
-
-def _torch_pruning() -> Any:
-    return require("torch_pruning", extra="prune", purpose="finding channels that depend on each other")
+def _first(names: Sequence[str], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_perf.report.result import Report
     from lightning_perf.report.sections import Section
 
+_SIDE_BY_SIDE = 6  # variants
 _STYLES = {"better": "green", "worse": "red", "unresolved": "yellow", None: ""}
 
 
@@ -33,16 +34,7 @@ def text(report: Report, width: int | None = None) -> str:
 
 def renderables(report: Report) -> Iterator[RenderableType]:
     """The parts in order. Names come from users: they are `Text`, so that brackets in them are no markup."""
-    table = Table(title=Text(report.title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    table.add_column("")
-    for header in rows.headers(report):
-        table.add_column(Text(header), justify="right")
-    for row in rows.rows(report):
-        label = Text(row.label)
-        if row.hint:
-            label.append(f"\n{row.hint}", style="dim")
-        table.add_row(label, *(_cell(cell) for cell in row.cells))
-    yield table
+    yield _table(report)
     for section in report.sections:
         yield from _section(section)
     for sentence in rows.sentences(report):
@@ -51,6 +43,32 @@ def renderables(report: Report) -> Iterator[RenderableType]:
         yield Text(f"Reproduce {line}")
     for name, line in rows.facts(report).items():
         yield Text(f"{name}: {line}", style="dim")
+
+
+def _table(report: Report) -> Table:
+    """A column per variant; with more variants than fit side by side, a row per variant."""
+    table = Table(title=Text(report.title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    found = rows.rows(report)
+    if len(report.variants) > _SIDE_BY_SIDE:
+        table.add_column(Text(f"vs {report.baseline}"), no_wrap=True)
+        for row in found:
+            table.add_column(_label(row), justify="right")
+        for index, name in enumerate(report.variants):
+            table.add_row(Text(name), *(_cell(row.cells[index]) for row in found))
+        return table
+    table.add_column("")
+    for header in rows.headers(report):
+        table.add_column(Text(header), justify="right")
+    for row in found:
+        table.add_row(_label(row), *(_cell(cell) for cell in row.cells))
+    return table
+
+
+def _label(row: rows.Row) -> Text:
+    label = Text(row.label)
+    if row.hint:
+        label.append(f"\n{row.hint}", style="dim")
+    return label
 
 
 def _section(section: Section) -> Iterator[RenderableType]:

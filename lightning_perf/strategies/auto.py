@@ -1,4 +1,4 @@
-"""Which preset ``perf_ddp_auto`` takes: how many trials, what to expect, the rule. Pure: seconds in, a choice out."""
+"""Which preset ``perf_ddp_auto`` takes: how many trials, and the rule. Pure: seconds in, a choice out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_perf.measuring import Interval, paired_ratio, resolution
-from lightning_perf.strategies.compression import bytes_on_the_wire
-from lightning_perf.strategies.link import Link
-from lightning_perf.strategies.presets import PLAIN, Preset
+from lightning_perf.strategies.presets import PLAIN
 
 #: No preset is taken for a gain below this.
 LEAST_GAIN = 0.05
@@ -18,69 +16,25 @@ MOST_STEPS = 60
 WARM_UP = 2
 #: Rounds of ddp against a step without any exchange, which tell whether there is anything to gain.
 BOUND_ROUNDS = 5
+#: What else the trials take, in steps of a slow link.
+_PROBE_STEPS = 4
+_LEAST_ROUNDS = 5
 #: The name under which that step stands in the table.
 NO_EXCHANGE = "no exchange"
-#: Part of a step without exchange that is backward, which hides exchange.
-_BACKWARD = 2 / 3
-_MIB = 1024 * 1024
 
 
 def rounds_left(others: int) -> int:
     """Rounds of ddp, ddp again and ``others`` presets that fit into what the first trials leave of 60 steps.
 
+    The link's probe and the making of wrappers count as four steps, which five rounds may take for themselves.
+
     Example::
 
         >>> rounds_left(3), rounds_left(5), rounds_left(1)
-        (8, 5, 14)
+        (7, 5, 13)
     """
-    spent = 2 * (WARM_UP + BOUND_ROUNDS)
-    return (MOST_STEPS - spent - WARM_UP * others) // (others + 2)
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """What a prediction stands on.
-
-    Args:
-        compute: seconds of a step without any exchange, on the slowest process.
-        sizes: elements of every parameter that is trained.
-        link: latency and bandwidth of an all-reduce.
-        world_size: number of processes.
-        waits: blocking collectives of plain ddp in a step besides the gradients': broadcasts before batches, buffers, values
-            that are logged with ``sync_dist``.
-        bucket_mib: bucket size by name of the preset, where it is not DDP's own.
-    """
-
-    compute: float
-    sizes: tuple[int, ...]
-    link: Link
-    world_size: int
-    waits: int = 0
-    bucket_mib: Mapping[str, int] | None = None
-
-
-def predicted_seconds(row: Preset, figures: StepFigures) -> float:
-    """Seconds of a step: compute, waits, and the part of the exchange that backward does not hide.
-
-    Backward hides all buckets but the last, as far as it lasts. What rounding gradients costs is not in it, nor that sending
-    takes compute from the same cores.
-
-    Example::
-
-        >>> slow = StepFigures(0.3, (1_000_000,) * 25, Link(latency=0.02, bandwidth=1e8), 2, waits=3)
-        >>> [round(predicted_seconds(row, slow), 2) for row in (PLAIN, Preset("perf_ddp", "exact", ""))]
-        [1.29, 1.23]
-    """
-    plain_bytes = 4 * sum(figures.sizes)
-    cap = (figures.bucket_mib or {}).get(row.name, 25) * _MIB
-    buckets = max(1, -(-plain_bytes // cap))
-    share = bytes_on_the_wire(row.compression, figures.sizes, figures.world_size) / bytes_on_the_wire(
-        None, figures.sizes, figures.world_size
-    )
-    exchange = buckets * figures.link.latency + share * plain_bytes / figures.link.bandwidth
-    hidden = _BACKWARD * figures.compute * (1 - 1 / buckets)
-    waits = figures.waits * figures.link.latency if row.plain else 0.0
-    return figures.compute + waits + max(exchange - hidden, exchange / buckets)
+    left = MOST_STEPS - 2 * (WARM_UP + BOUND_ROUNDS) - WARM_UP * others
+    return max((left - _PROBE_STEPS) // (others + 2), min(_LEAST_ROUNDS, left // (others + 2)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +17,9 @@ from lightning_perf.strategies.auto import (
     NO_EXCHANGE,
     WARM_UP,
     Choice,
-    StepFigures,
     Trial,
     decide,
     nothing_to_gain,
-    predicted_seconds,
     rounds_left,
 )
 from lightning_perf.strategies.auto_understudy import Understudy
@@ -28,10 +27,15 @@ from lightning_perf.strategies.buffer_sync import any_rank
 from lightning_perf.strategies.compression_hooks import MOST_INT8
 from lightning_perf.strategies.ddp_arguments import accumulates, ddp_arguments
 from lightning_perf.strategies.link import Link, probe_link
+from lightning_perf.strategies.prediction import Wire, Work, predict
 from lightning_perf.strategies.presets import PLAIN, Preset
 from lightning_perf.strategies.refusals import check_module, check_optimizers
 
 _AGAIN = "ddp again"
+#: Of the link's probe, which counts as a few steps on a slow link.
+_PROBE_ROUNDS = 2
+#: Part of a step without exchange that is taken to be backward, which hides exchange.
+_BACKWARD = 2 / 3
 _LOCAL = Preset(NO_EXCHANGE, "exact", "a step of one process alone", plain=True)
 
 
@@ -40,6 +44,19 @@ class _Entry(NamedTuple):
 
     row: Preset
     arguments: dict[str, Any]
+
+
+class _Paper(NamedTuple):
+    """What predictions stand on."""
+
+    work: Work
+    wire: Wire
+    world_size: int
+
+    def seconds(self, entry: _Entry) -> float:
+        """Those of a step, as far as arithmetic tells: what it takes to round gradients is not in it."""
+        cap = entry.arguments.get("bucket_cap_mb")
+        return predict(entry.row.name, self.work, self.wire, self.world_size, bucket_cap_mb=cap).seconds
 
 
 def agreed(strategy: Any, reason: str | None) -> str | None:
@@ -91,28 +108,30 @@ class Trials:
             return Choice(PLAIN.name, problem or "nothing was tried", steps=self._steps), {}
         assert local.logged is not None
         logged, copies = local.logged.count, local.copies
-        link = probe_link(self._strategy.root_device)
+        link = probe_link(self._strategy.root_device, rounds=_PROBE_ROUNDS)
         entries = self._entries(link)
-        plain = self._understudy(entries.pop(0), copies)
+        reference = entries.pop(0)
+        plain = self._understudy(reference, copies)
         if isinstance(plain, str):
             return Choice(PLAIN.name, f"a step of ddp itself failed in a trial: {plain}", steps=self._steps), {}
         self._take(local)
         seconds = self._timed({PLAIN.name: plain, NO_EXCHANGE: local}, BOUND_ROUNDS)
         bound = paired_ratio(seconds[PLAIN.name], seconds[NO_EXCHANGE])
-        figures = self._figures(min(seconds[NO_EXCHANGE]), link, logged, entries)
+        compute = min(seconds[NO_EXCHANGE])
+        paper = _Paper(self._work(compute, logged), self._wire(link), self._strategy.world_size)
         none = nothing_to_gain(seconds[PLAIN.name], seconds[NO_EXCHANGE])
-        lines = [Trial(NO_EXCHANGE, "the most that there is to gain", figures.compute, bound)]
+        lines = [Trial(NO_EXCHANGE, "the most that there is to gain", compute, bound)]
         if none is not None:
-            lines = [Trial(PLAIN.name, "chosen", predicted_seconds(PLAIN, figures)), *lines]
-            lines += [
-                Trial(entry.row.name, "not tried", predicted_seconds(entry.row, figures)) for entry in entries
-            ] + self._lines_left_out()
+            lines = [Trial(PLAIN.name, "chosen", paper.seconds(reference)), *lines]
+            lines += [Trial(entry.row.name, "not tried", paper.seconds(entry)) for entry in entries]
+            lines += self._lines_left_out()
             reason = f"a step without any exchange would be {none} as fast, so that no preset could gain 5 %"
             return Choice(PLAIN.name, reason, tuple(lines), self._steps), {}
-        return self._among(plain, entries, copies, figures, lines)
+        lines.insert(0, Trial(PLAIN.name, "the reference", paper.seconds(reference)))
+        return self._among(plain, entries, copies, paper, lines)
 
     def _among(
-        self, plain: Understudy, entries: list[_Entry], copies: Copies, figures: StepFigures, lines: list[Trial]
+        self, plain: Understudy, entries: list[_Entry], copies: Copies, paper: _Paper, lines: list[Trial]
     ) -> tuple[Choice, dict[str, Any]]:
         actors = {PLAIN.name: plain}
         running = []
@@ -129,11 +148,10 @@ class Trials:
         name = self._strategy.broadcast(
             name
         )  # the numbers are equal; processors that round differently are not ruled out
-        table = [Trial(PLAIN.name, verdicts[PLAIN.name], predicted_seconds(PLAIN, figures)), *lines]
+        table = [replace(lines[0], verdict=verdicts[PLAIN.name]), *lines[1:]]
         for entry in running:
             ratio = paired_ratio(seconds[PLAIN.name], seconds[entry.row.name])
-            expected = predicted_seconds(entry.row, figures)
-            table.append(Trial(entry.row.name, verdicts[entry.row.name], expected, ratio))
+            table.append(Trial(entry.row.name, verdicts[entry.row.name], paper.seconds(entry), ratio))
         table += self._lines_left_out()
         reason = "nothing else is faster by 5 % and by more than the noise"
         if name != PLAIN.name:
@@ -213,22 +231,24 @@ class Trials:
         dist.all_reduce(table, op=dist.ReduceOp.MAX)
         return dict(zip(seconds, table.tolist(), strict=True))
 
-    def _figures(self, compute: float, link: Link, logged: int, entries: list[_Entry]) -> StepFigures:
-        trainer, strategy = self._trainer, self._strategy
-        batches = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
-        asks = hasattr(type(trainer.fit_loop.epoch_loop), "_broadcast_sigterm_tensor")
-        sends = strategy._given_kwargs.get("forward_sync_buffers", True) is not False
-        buffers = sends and next(trainer.lightning_module.buffers(), None) is not None
-        trained = [one.numel() for one in trainer.lightning_module.parameters() if one.requires_grad]
-        caps = {entry.row.name: entry.arguments.get("bucket_cap_mb") for entry in entries}
-        return StepFigures(
-            compute,
-            tuple(trained),
-            link,
-            strategy.world_size,
-            waits=2 * logged + batches * (asks + buffers),
-            bucket_mib={name: cap for name, cap in caps.items() if cap},
+    def _work(self, compute: float, logged: int) -> Work:
+        """What a step does: ``compute`` seconds without exchange, ``logged`` values that are reduced."""
+        trainer, module = self._trainer, self._trainer.lightning_module
+        batches = trainer.accumulate_grad_batches if module.automatic_optimization else 1
+        sends = self._strategy._given_kwargs.get("forward_sync_buffers", True) is not False
+        return Work(
+            (1 - _BACKWARD) * compute / batches,
+            _BACKWARD * compute / batches,
+            [one.numel() for one in module.parameters() if one.requires_grad],
+            accumulate=batches,
+            buffer_bytes=sum(one.numel() * one.element_size() for one in module.buffers()) if sends else 0,
+            synced=-(-logged // batches),
+            asked=hasattr(type(trainer.fit_loop.epoch_loop), "_broadcast_sigterm_tensor"),
         )
+
+    def _wire(self, link: Link) -> Wire:
+        gloo = self._strategy.root_device.type == "cpu"
+        return Wire.of(link, self._strategy.world_size, lanes=2 if gloo else 1)
 
     def _lines_left_out(self) -> list[Trial]:
         return [Trial(name, reason) for name, reason in self._left_out.items()]

@@ -60,7 +60,7 @@ class Understudy:
         twin.__dict__.update({key: value for key, value in vars(strategy).items() if key not in wrapped})
         twin.acting, twin.choice, twin.messages = row, None, []
         twin._undo_run, twin._sync, twin._buffers, twin._ragged = Undo(), None, None, None
-        twin._int8, twin._residuals, twin._period, twin._undecided = None, None, None, False
+        twin._int8, twin._residuals, twin._local, twin._undecided = None, None, None, False
         twin._precision_plugin = copy.copy(strategy.precision_plugin)
         if getattr(twin._precision_plugin, "scaler", None) is not None:
             twin._precision_plugin.scaler = copy.deepcopy(strategy.precision_plugin.scaler)
@@ -73,7 +73,7 @@ class Understudy:
             self.logged = twin._sync = CountedLog()
             log_through(self._part.results, self.logged.later)
             return
-        twin._ddp_kwargs = dict(arguments)
+        twin._ddp_kwargs = {**arguments, "init_sync": False}  # what weights are does not matter to a clock
         twin.configure_ddp()
         if twin._buffers is not None:
             twin._buffers.watch()

@@ -1,4 +1,4 @@
-"""DDP communication hooks that send gradients in fewer bytes; one collective a bucket, on every backend.
+"""DDP communication hooks that send gradients in fewer bytes; one exchange a bucket, on every backend.
 
 No hook starts a collective when another one ends: on gloo the order of such chains differs between processes, which hangs
 them or mixes their data (seen with PowerSGD on two buckets).
@@ -14,34 +14,26 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 
 from lightning_perf.strategies.compression import mean_of_payloads, padded, quantize_with_feedback
+from lightning_perf.strategies.exchange import Exchange, Result
 
-_Result = torch.futures.Future[torch.Tensor]
 _HALF = (torch.bfloat16, torch.float16)
 #: Every process sends its int8 gradients to every other one: from 5 processes on bfloat16, added on the way, is less.
 MOST_INT8 = 4
 _STATE = "lightning_perf_ddp"
 
 
-def _reduced(tensor: Tensor, group: Any) -> _Result:
+def _reduced(tensor: Tensor, group: Any) -> Result:
     work: Any = dist.all_reduce(tensor, group=group, async_op=True)
     return work.get_future()
-
-
-def _gathered(tensor: Tensor, group: Any) -> tuple[_Result, Tensor]:
-    """The start of a gathering of a flat tensor on all processes, and where its rows will be."""
-    size = dist.get_world_size(group)
-    rows = torch.empty(size * tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-    work: Any = dist.all_gather_single(rows, tensor, group=group, async_op=True)
-    return work.get_future(), rows.view(size, -1)
 
 
 class Bfloat16Hook:
     """Gradients travel as bfloat16. Two processes swap theirs and add in float32; more add in bfloat16 on the way."""
 
-    def __init__(self, group: Any) -> None:
-        self._group = group
+    def __init__(self, group: Any, exchange: Exchange) -> None:
+        self._group, self._exchange = group, exchange
 
-    def reduce(self, state: Any, bucket: GradBucket) -> _Result:
+    def reduce(self, state: Any, bucket: GradBucket) -> Result:
         """DDP's hook."""
         buffer, size = bucket.buffer(), dist.get_world_size(self._group)
         if buffer.dtype in _HALF:
@@ -49,15 +41,12 @@ class Bfloat16Hook:
         if size > 2:
             small = (buffer / size).to(torch.bfloat16)
             return _reduced(small, self._group).then(lambda future: buffer.copy_(future.value()[0]))
-        small = buffer.to(torch.bfloat16)
-        future, both = _gathered(small, self._group)
 
-        def add(future: Any) -> Tensor:
-            future.value()
+        def add(both: list[Tensor]) -> Tensor:
             torch.add(both[0].to(buffer.dtype), both[1].to(buffer.dtype), out=buffer)
             return buffer.div_(2)
 
-        return future.then(add)
+        return self._exchange.start(bucket, buffer.to(torch.bfloat16), add)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -84,38 +73,37 @@ class Int8Hook:
     """Gradients travel as int8 with a scale for every 256; what the rounding loses is sent with the next step's.
 
     Args:
-        group: the process group of DDP.
+        exchange: how messages go to the other processes.
         module: the module inside DDP, whose names the state is saved under.
     """
 
-    def __init__(self, group: Any, module: nn.Module) -> None:
-        self._group = group
+    def __init__(self, exchange: Exchange, module: nn.Module) -> None:
+        self._exchange = exchange
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._buckets: dict[int, _Staging] = {}
         self._kept: dict[int, Tensor] = {}
 
-    def reduce(self, state: Any, bucket: GradBucket) -> _Result:
+    def reduce(self, state: Any, bucket: GradBucket) -> Result:
         """DDP's hook."""
         buffer, staging = bucket.buffer(), self._staging(bucket)
         gradients = bucket.gradients()
         _copy_all(staging.views, gradients)
-        payload = quantize_with_feedback(staging.gradients, staging.residual)
-        future, payloads = _gathered(payload, self._group)
 
-        def decode(future: Any) -> Tensor:
-            future.value()
-            staging.gradients.copy_(mean_of_payloads(list(payloads)))
+        def decode(payloads: list[Tensor]) -> Tensor:
+            staging.gradients.copy_(mean_of_payloads(payloads))
             _copy_all(gradients, staging.views)
             return buffer
 
-        return future.then(decode)
+        return self._exchange.start(bucket, quantize_with_feedback(staging.gradients, staging.residual), decode)
 
     def _staging(self, bucket: GradBucket) -> _Staging:
         """The staging of a bucket; DDP rebuilds its buckets after the first backward, the residuals move along."""
         parameters = bucket.parameters()
         staging = self._buckets.get(bucket.index())
-        if staging is None or staging.keys != [id(parameter) for parameter in parameters]:
+        if staging is not None and staging.keys != [id(parameter) for parameter in parameters]:
             self._unload()
+            staging = None
+        if staging is None:
             staging = self._buckets[bucket.index()] = _Staging(parameters)
         for key in staging.residuals.keys() & self._kept.keys():
             staging.residuals[key].copy_(self._kept.pop(key))
@@ -144,9 +132,11 @@ def compress(
     wrapper: Any, compression: str, residuals: Mapping[str, Tensor] | None, say: Callable[[str], None]
 ) -> Int8Hook | None:
     """Have DDP's ``wrapper`` send its gradients compressed; returns what then has state, starting from ``residuals``."""
-    size = dist.get_world_size(wrapper.process_group)
+    group, size = wrapper.process_group, dist.get_world_size(wrapper.process_group)
+    on_cpu = next(wrapper.module.parameters()).device.type == "cpu"
+    exchange = Exchange(group, swaps=on_cpu and not wrapper.skip_all_reduce_unused_params)
     if compression == "int8" and size <= MOST_INT8:
-        hook = Int8Hook(wrapper.process_group, wrapper.module)
+        hook = Int8Hook(exchange, wrapper.module)
         if residuals is not None:
             hook.load_state_dict(residuals)
         wrapper.register_comm_hook(None, hook.reduce)
@@ -156,7 +146,7 @@ def compress(
             f"{size} processes: above {MOST_INT8}, int8 for each of them is more than bfloat16 added on the way; gradients "
             "travel as bfloat16."
         )
-    wrapper.register_comm_hook(None, Bfloat16Hook(wrapper.process_group).reduce)
+    wrapper.register_comm_hook(None, Bfloat16Hook(group, exchange).reduce)
     return None
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_perf.host import is_a
-from lightning_perf.strategies.link import Link, bucket_mib, probe_link
+from lightning_perf.strategies.link import Link, bucket_mib, exchange_mib, probe_link
 from lightning_perf.strategies.presets import Preset
 
 
@@ -35,16 +35,23 @@ def ddp_arguments(
         )
     elif preset.static_graph:
         arguments["static_graph"] = True
-    if not preset.probes_buckets:
+    if preset.probes_buckets:
+        ours = _overlapping(trainer.lightning_module, device, say, link or probe_link(device))
+    elif preset.compression and device.type == "cpu":
+        ours = {"bucket_cap_mb": exchange_mib(_gradient_bytes(trainer.lightning_module))}
+    else:
         return arguments
     # LightningCLI passes every argument of DDP, as None where nobody said anything.
-    said = {name: value for name, value in arguments.items() if value is not None}
-    return {**_overlapping(trainer.lightning_module, device, say, link or probe_link(device)), **said}
+    return {**ours, **{name: value for name, value in arguments.items() if value is not None}}
+
+
+def _gradient_bytes(module: nn.Module) -> int:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return sum(parameter.numel() * parameter.element_size() for parameter in trained)
 
 
 def _overlapping(module: nn.Module, device: torch.device, say: Callable[[str], None], link: Link) -> dict[str, Any]:
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    size = _gradient_bytes(module)
     arguments: dict[str, Any] = {"bucket_cap_mb": bucket_mib(link, size), "gradient_as_bucket_view": True}
     if device.type == "cuda" and "batched_grad_copy" in signature(DistributedDataParallel).parameters:
         arguments["batched_grad_copy"] = True

@@ -16,6 +16,9 @@ _MIB = 1024 * 1024
 BUCKETS_MIB = (1, 2, 5, 10, 25)
 #: A bucket should take this many latencies to send, so that latency is a fifth of the time.
 _LATENCIES = 4
+#: Buckets of a swap: the first one is under way after a sixteenth of backward.
+_SWAPPED = 16
+_LEAST_SWAPPED_MIB = 0.25
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,17 @@ def bucket_mib(link: Link, gradient_bytes: int) -> int:
     """
     wanted = min(_LATENCIES * link.latency * link.bandwidth, gradient_bytes) / _MIB
     return next((size for size in BUCKETS_MIB if size >= wanted), BUCKETS_MIB[-1])
+
+
+def exchange_mib(gradient_bytes: int) -> float:
+    """The bucket for gradients that are swapped: their latencies overlap, so only the work of each bucket sets a limit.
+
+    Example::
+
+        >>> [exchange_mib(mib * 2**20) for mib in (1, 8, 80, 1000)]
+        [0.25, 0.5, 5.0, 25.0]
+    """
+    return float(min(max(gradient_bytes / (_SWAPPED * _MIB), _LEAST_SWAPPED_MIB), BUCKETS_MIB[-1]))
 
 
 def probe_link(device: torch.device, *, rounds: int = 5, clock: Callable[[], float] = time.perf_counter) -> Link:

@@ -63,10 +63,10 @@ def average(tensors: Iterable[Tensor]) -> None:
                 tensor.copy_(part.view(tensor.shape))
 
 
-def average_module(module: nn.Module) -> None:
-    """Average all parameters, whichever optimizer moves them, and all buffers."""
+def average_module(module: nn.Module, shadows: Iterable[Tensor] = ()) -> None:
+    """Average all parameters, whichever optimizer moves them, all buffers, and what is kept beside them (``shadows``)."""
     with torch.no_grad():
-        average([*(parameter.data for parameter in module.parameters()), *module.buffers()])
+        average([*(parameter.data for parameter in module.parameters()), *module.buffers(), *shadows])
 
 
 def _chunks(tensors: list[Tensor]) -> list[list[Tensor]]:

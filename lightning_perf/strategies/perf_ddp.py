@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_perf.host import DoorClosed, MisconfigurationException, Undo
-from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
 from lightning_perf.host.fused_sync import FusedSync, fuse_sync
 from lightning_perf.host.ragged_epochs import RaggedEpochs
 from lightning_perf.host.sigterm_agreement import Question, SigtermAgreement, agree_on_sigterm
@@ -20,7 +19,8 @@ from lightning_perf.strategies.auto_decision import become_the_fastest
 from lightning_perf.strategies.buffer_sync import BufferSync, defer_buffers
 from lightning_perf.strategies.compression_hooks import Int8Hook, add_state, compress, state_in
 from lightning_perf.strategies.ddp_arguments import ddp_arguments
-from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
+from lightning_perf.strategies.local_sgd import LocalPeriod
+from lightning_perf.strategies.local_steps import LocalSteps
 from lightning_perf.strategies.presets import PLAIN, Preset, pool_called, preset_called
 from lightning_perf.strategies.refusals import (
     advise,
@@ -95,7 +95,8 @@ class PerfDDPMixin(_DDPStrategy):
         self._ragged: RaggedEpochs | None = None
         self._int8: Int8Hook | None = None
         self._residuals: dict[str, Tensor] | None = None
-        self._parted, self._starts = False, False
+        self._local: LocalSteps | None = None
+        self._starts = False
 
     def say(self, text: str) -> None:
         """One line on rank zero, kept in ``messages`` as well."""
@@ -130,7 +131,7 @@ class PerfDDPMixin(_DDPStrategy):
         if self.world_size < 2:
             self.say("one process: nothing to exchange.")
         else:
-            for lever in (self._fuse_logging, self._agree, self._end_together, self._average_at_epoch_end):
+            for lever in (self._fuse_logging, self._agree, self._end_together, self._step_alone):
                 try:
                     lever(trainer)
                 except DoorClosed as closed:
@@ -138,7 +139,6 @@ class PerfDDPMixin(_DDPStrategy):
             if fitting:
                 self._ddp_kwargs = ddp_arguments(self.acting, self._given_kwargs, trainer, self.root_device, self.say)
         super().setup(trainer)
-        self._parted = False
         if not self.preset.tries:
             self._residuals = None
         if fitting:
@@ -161,9 +161,13 @@ class PerfDDPMixin(_DDPStrategy):
         self._ragged = RaggedEpochs(trainer, self.root_device)
         self._undo_run.push(setattr, self, "_ragged", None)
 
-    def _average_at_epoch_end(self, trainer: Any) -> None:
-        if self._period is not None:
-            self._undo_run.push(at_epoch_end(trainer, self._average))
+    def _step_alone(self, trainer: Any) -> None:
+        if self._period is None:
+            return
+        local = LocalSteps(trainer, self._period)
+        local.stand(self._undo_run)  # without these doors every step stays synchronous
+        self._local = local
+        self._undo_run.push(setattr, self, "_local", None)
 
     def _ask_buffers(self) -> bool:
         return self._buffers is not None and self._buffers.ask()
@@ -194,8 +198,8 @@ class PerfDDPMixin(_DDPStrategy):
 
     def on_train_start(self) -> None:
         """Lightning's hook, after a restore: local SGD goes on where the checkpoint was written."""
-        if self._period is not None:
-            self._period.resume(batches_that_stepped(self._trainer))
+        if self._local is not None:
+            self._local.resume()
         self._starts = True
         untried = self.choice is None or not self.choice.steps  # a tuner's short loops before the run are not tried in
         self._undecided = self.preset.tries and self.world_size > 1 and untried
@@ -216,8 +220,8 @@ class PerfDDPMixin(_DDPStrategy):
             self._residuals = self._chosen_before = None
         if first and self._buffers is not None:
             self._buffers.watch()
-        if self._period is not None and self._period.due(batches_that_stepped(self._trainer)):
-            self._average()
+        if self._local is not None:
+            self._local.start_batch()
 
     def engage_levers(self, on: bool) -> None:
         """Whether SIGTERM and logging go the short way; ``perf_ddp_auto`` runs without until it has chosen."""
@@ -235,17 +239,6 @@ class PerfDDPMixin(_DDPStrategy):
         if self._agreement is not None:
             self._agreement.agree_now()
 
-    @property
-    def _trainer(self) -> Any:
-        assert self.lightning_module is not None
-        return self.lightning_module.trainer
-
-    def _average(self) -> None:
-        """Make the weights of all processes equal, if a local step has parted them."""
-        if self._parted:
-            self._parted = False
-            average_module(self._trainer.lightning_module)
-
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's step, and then one all-reduce for what it logged."""
         self._stay_local()
@@ -259,21 +252,8 @@ class PerfDDPMixin(_DDPStrategy):
         super().pre_backward(closure_loss)
 
     def _stay_local(self) -> None:
-        """Leave DDP's exchange out of the coming backward, if the step is to be local."""
-        if self._period is not None and self._period.local and self.world_size > 1:
-            self._parted = True
-            wrapper: Any = self.model
-            wrapper.require_backward_grad_sync = False
-
-    def on_validation_start(self) -> None:
-        """Lightning's hook: validation sees the weights that a checkpoint would hold."""
-        self._average()
-        super().on_validation_start()
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Lightning's hook, on every process of a save: the weights that all agree on."""
-        self._average()
-        return super().lightning_module_state_dict()
+        if self._local is not None:
+            self._local.before_backward(self.model)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Lightning's hook, on every process: what every process still owes the others travels along."""

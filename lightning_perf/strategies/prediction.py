@@ -13,7 +13,7 @@ from typing import Literal
 from lightning_perf.host import MisconfigurationException
 from lightning_perf.strategies.compression import bytes_on_the_wire
 from lightning_perf.strategies.compression_hooks import MOST_INT8
-from lightning_perf.strategies.link import Link, bucket_mib
+from lightning_perf.strategies.link import Link, bucket_mib, exchange_mib
 from lightning_perf.strategies.presets import PRESETS
 
 _MIB = 1024 * 1024
@@ -36,6 +36,7 @@ class Work:
         buffer_bytes: bytes of all buffers, which plain DDP sends before a forward.
         synced: values that a micro-batch logs with ``sync_dist=True``.
         coding: seconds to encode and decode all gradients, by the name of the compression.
+        asked: whether Lightning waits for a broadcast before every micro-batch, as since 2.6.
     """
 
     forward: float
@@ -46,6 +47,7 @@ class Work:
     buffer_bytes: int = 0
     synced: int = 0
     coding: Mapping[str, float] = field(default_factory=dict)
+    asked: bool = True
 
     @property
     def compute(self) -> float:
@@ -57,7 +59,8 @@ class Work:
 class Wire:
     """What a message to another process costs: ``alpha`` seconds and ``beta`` seconds a byte.
 
-    ``lanes`` collectives wait for their messages at a time (2 on gloo, 1 on NCCL), while their bytes share the wire.
+    ``lanes`` collectives wait for their messages at a time (2 on gloo, 1 on NCCL), while their bytes share the wire. With
+    more than one lane processes are taken to swap compressed gradients, as on the CPU, for which no lane is needed.
     ``algorithm`` of an all-reduce: a ring of 2 (W - 1) messages after each other, or halving and doubling in
     2 log2 W. Both carry 2 (W - 1) / W times the tensor.
 
@@ -129,7 +132,15 @@ class Prediction:
         return self.compute + self.gradients + self.waits
 
 
-def predict(preset: str, work: Work, wire: Wire, world_size: int, *, average_every: int = 8) -> Prediction:
+def predict(
+    preset: str,
+    work: Work,
+    wire: Wire,
+    world_size: int,
+    *,
+    average_every: int = 8,
+    bucket_cap_mb: float | None = None,
+) -> Prediction:
     """The step of one preset, of plain ``"ddp"``, or of ``"nothing"``, the bound that no exchange can beat.
 
     Args:
@@ -138,6 +149,7 @@ def predict(preset: str, work: Work, wire: Wire, world_size: int, *, average_eve
         wire: what a message costs.
         world_size: number of processes.
         average_every: ``perf_local_sgd`` only.
+        bucket_cap_mb: what DDP is told; None: what it does by itself, or the preset sets.
 
     Raises:
         MisconfigurationException: if the preset is unknown, or there is less than one process.
@@ -157,7 +169,7 @@ def predict(preset: str, work: Work, wire: Wire, world_size: int, *, average_eve
     if preset == "nothing" or world_size == 1:
         return Prediction(work.compute)
     if preset == "ddp":
-        return _plain(work, wire, world_size)
+        return _plain(work, wire, world_size, _limits(preset, work, wire, world_size, bucket_cap_mb))
     row = PRESETS[preset]
     if row.local:
         weights = 4 * sum(work.sizes) + work.buffer_bytes
@@ -168,9 +180,7 @@ def predict(preset: str, work: Work, wire: Wire, world_size: int, *, average_eve
     compression = row.compression
     if compression == "int8" and world_size > MOST_INT8:
         compression = "bf16"
-    limits = (_FIRST_MIB * _MIB, _CAP_MIB * _MIB)
-    if row.probes_buckets:
-        limits = (bucket_mib(wire.link(world_size), 4 * sum(work.sizes)) * _MIB,)
+    limits = _limits(preset, work, wire, world_size, bucket_cap_mb)
     fused = [(work.forward, wire.rounds(world_size), 8.0 * work.synced)] if work.synced else []
     exposed = _exposed(work, wire, world_size, compression, limits, fused)
     exposed += work.coding.get(compression or "", 0.0)
@@ -179,12 +189,22 @@ def predict(preset: str, work: Work, wire: Wire, world_size: int, *, average_eve
     return _asked(Prediction(work.compute, exposed, waits, sent), work, wire, world_size)
 
 
-def _plain(work: Work, wire: Wire, world_size: int) -> Prediction:
+def _limits(preset: str, work: Work, wire: Wire, world_size: int, cap: float | None) -> tuple[float, ...]:
+    """Bytes of the first and the later buckets: a cap that is given holds for all of them."""
+    row = PRESETS.get(preset)
+    if cap is None and row is not None and row.probes_buckets:
+        cap = bucket_mib(wire.link(world_size), 4 * sum(work.sizes))
+    elif cap is None and row is not None and row.compression and wire.lanes > 1:
+        cap = exchange_mib(4 * sum(work.sizes))
+    return (_FIRST_MIB * _MIB, _CAP_MIB * _MIB) if cap is None else (cap * _MIB,)
+
+
+def _plain(work: Work, wire: Wire, world_size: int, limits: Sequence[float]) -> Prediction:
     """Lightning's ddp: a broadcast before every micro-batch, a barrier and an all-reduce for every value, all buffers."""
-    question = wire.broadcast(8, world_size)
+    question = wire.broadcast(8, world_size) if work.asked else 0.0
     values = work.synced * (wire.broadcast(0, world_size) + wire.one_value(world_size))
     buffers = wire.broadcast(work.buffer_bytes, world_size) if work.buffer_bytes else 0.0
-    gradients = _exposed(work, wire, world_size, None, (_FIRST_MIB * _MIB, _CAP_MIB * _MIB), [])
+    gradients = _exposed(work, wire, world_size, None, limits, [])
     waits = work.accumulate * (question + values) + buffers  # after a local micro-batch DDP sends no buffers
     return Prediction(work.compute, gradients, waits, bytes_on_the_wire(None, work.sizes, world_size))
 
@@ -201,7 +221,7 @@ def _asked(prediction: Prediction, work: Work, wire: Wire, world_size: int) -> P
     return Prediction(prediction.compute, prediction.gradients, waits, prediction.sent)
 
 
-def buckets(sizes: Sequence[int], limits: Sequence[int]) -> list[list[int]]:
+def buckets(sizes: Sequence[int], limits: Sequence[float]) -> list[list[int]]:
     """DDP's buckets of float32 gradients: from the last parameter to the first, each closed when it reaches its limit.
 
     Args:
@@ -226,26 +246,32 @@ def _exposed(
     wire: Wire,
     world_size: int,
     compression: str | None,
-    limits: Sequence[int],
+    limits: Sequence[float],
     before: list[tuple[float, int, float]],
 ) -> float:
     """Seconds from the end of the last backward until its gradients are there.
 
     A bucket starts when backward has reached it, taking gradients to appear evenly in bytes, and a lane is free; its bytes
-    follow those of the bucket before. ``before`` holds (start, messages, bytes) of what is under way already.
+    follow those of the bucket before. Swapped messages start at once, to all others together. ``before`` holds (start,
+    messages, bytes) of what is under way already.
     """
     gathers = compression == "int8" or (compression == "bf16" and world_size == 2)
-    rounds = world_size - 1 if gathers else wire.rounds(world_size)
-    total, done, jobs = sum(work.sizes), 0, list(before)
+    swaps = gathers and wire.lanes > 1
+    rounds = wire.rounds(world_size)
+    if gathers:
+        rounds = 1 if swaps else world_size - 1
+    total, done, jobs = sum(work.sizes), 0, [(*job, False) for job in before]
     for bucket in buckets(work.sizes, limits):
         done += sum(bucket)
         ready = work.forward + work.backward * done / total
-        jobs.append((ready, rounds, bytes_on_the_wire(compression, bucket, world_size)))
+        jobs.append((ready, rounds, bytes_on_the_wire(compression, bucket, world_size), swaps))
     lanes, sent = [0.0] * wire.lanes, 0.0
-    for ready, messages, size in jobs:
+    for ready, messages, size, free in jobs:
         lane = lanes.index(min(lanes))
-        start = max(ready, lanes[lane])
-        sent = lanes[lane] = max(start + messages * wire.alpha, sent) + size * wire.beta
+        start = ready if free else max(ready, lanes[lane])
+        sent = max(start + messages * wire.alpha, sent) + size * wire.beta
+        if not free:
+            lanes[lane] = sent
     return max(sent - work.forward - work.backward, 0.0)
 
 

@@ -122,7 +122,7 @@ def check_optimizers(preset: Preset, optimizers: Iterable[Any]) -> None:
             reason = "compares losses along a line, which rounded or local gradients mislead"
         elif preset.local and name == "ZeroRedundancyOptimizer":
             reason = "steps each parameter on one process only, and here every process steps its own"
-        elif preset.local and callable(getattr(raw, "eval", None)):
+        elif preset.local and any(callable(getattr(raw, door, None)) for door in ("eval", "evaluation_weights")):
             reason = "keeps a second copy of the weights, which an average of the first does not reach"
         else:
             continue

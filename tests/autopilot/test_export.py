@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
-from lightning_perf.autopilot.export_inputs import arguments_of, batches_of
 from lightning_perf.autopilot.export_source import calibrate
 from lightning_perf.deploy.call import describe_call
+from lightning_perf.host import arguments_of, batches_of
 from lightning_perf.quantization.prepare import prepare
 
 ORT: dict[str, Any] = {"runtimes": "onnxruntime", "rounds": 0}

@@ -96,7 +96,7 @@ ROWS = (
         lambda: lp.ChannelPruning(0.8, at=0.0, round_to=2),
         None,
         {"class_path": "lightning_perf.ChannelPruning", "init_args": {"target": 0.8, "at": 0.0, "round_to": 2}},
-        refuses=("raw_step",),
+        refuses=("raw_step", "no channels to spare"),
         reshapes=True,
     ),
     Row("AutoMixedPrecision", lp.AutoMixedPrecision, None, {"class_path": "lightning_perf.AutoMixedPrecision"}),

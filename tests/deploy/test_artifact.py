@@ -62,6 +62,21 @@ def test_arrays_in_arrays_out(folder: Path, toy: Residual) -> None:
     np.testing.assert_allclose(found, toy(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["onnxruntime-fp32", "openvino-fp32"])
+def test_calls_of_changing_sizes_do_not_disturb_each_other(folder: Path, toy: Residual, variant: str) -> None:
+    """Small inputs are copied, large ones bound, and results kept: none may be written over by a later call."""
+    model = open_artifact(folder, variant, threads=1)
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randn(size, 3, 12, 12, generator=generator) for size in (1, 1, 4, 60, 60, 2, 61, 1, 4)]
+    batches.append(torch.randn(12, 12, 3, 2, generator=generator).permute(3, 2, 0, 1))
+    found = [model(batch) for batch in batches]
+    served = serve.load(folder, variant, threads=1)
+    arrays = [served(batch.numpy()) for batch in batches]
+    for batch, ours, array in zip(batches, found, arrays, strict=True):
+        torch.testing.assert_close(ours, toy(batch).detach(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(array, ours.numpy())
+
+
 SERVE = """
 import sys
 class Blocker:

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import nn
 
 from lightning_perf.deploy.onnx_export import float_graph, graph_for
-from lightning_perf.deploy.onnx_graph import OnnxGraph, layer_of
+from lightning_perf.deploy.onnx_graph import OnnxGraph, layer_of, save
+from lightning_perf.deploy.openvino import share_constants
 from lightning_perf.deploy.quantized_graph import LayerRanges, activation_grid, quantize_graph, quantized_weight
+from lightning_perf.deploy.serve import open_openvino
 from lightning_perf.deploy.shortcuts import convolve_shortcuts
 from tests.deploy.conftest import residual, source_of
 
@@ -30,7 +33,7 @@ def run(model: Any, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})[0]
+    return np.asarray(session.run(None, {"x": x})[0])
 
 
 def fused(model: Any, path: Path) -> Counter[str]:
@@ -79,6 +82,34 @@ def test_openvino_gets_no_rounding_between_a_convolution_and_its_sum(source: Any
         assert readers
 
 
+@pytest.mark.parametrize("fused_sum", [False, True])
+def test_shortcuts_move_bytes_unchanged(source: Any, fused_sum: bool) -> None:
+    """The identity in front of the sum is int8 with a weight of ones, and its output has its input's grid."""
+    graph = OnnxGraph(graph_for(source, "int8", fused_sum=fused_sum)[0])
+    (shortcut,) = (node for node in graph.nodes if node.name.endswith("_shortcut"))
+    weight = graph.maker[shortcut.input[1]]
+    assert weight.op_type == "DequantizeLinear"
+    assert np.unique(graph.array(weight.input[0])).tolist() == [0, 1]
+    np.testing.assert_array_equal(graph.array(weight.input[1]), 1.0)
+    before = graph.maker[shortcut.input[0]]
+    after = graph.only_reader(shortcut.output[0])
+    assert after is not None
+    assert after.op_type == "QuantizeLinear"
+    for index in (1, 2):
+        np.testing.assert_array_equal(graph.array(before.input[index]), graph.array(after.input[index]))
+
+
+def test_a_shortcut_between_floats_stays_in_float() -> None:
+    torch.manual_seed(1)
+    graph = OnnxGraph(float_graph(source_of(residual(), torch.randn(2, 3, 12, 12)), "fp32"))
+    shortcuts = convolve_shortcuts(graph)
+    observed = {name: (-1.0, 1.0) for node in graph.nodes for name in (*node.input, *node.output)}
+    made = quantize_graph(graph, observed, {"head": LayerRanges()}, shortcuts=shortcuts)
+    assert [node.op_type for node in made.layers] == ["Gemm"]
+    (shortcut,) = (node for node in graph.nodes if node.name in shortcuts)
+    assert shortcut.input[1] in graph.constants
+
+
 def test_the_int8_graph_is_close_to_the_float_one(source: Any) -> None:
     x = np.random.default_rng(0).standard_normal((5, 3, 12, 12)).astype(np.float32)
     wanted = run(float_graph(source, "fp32"), x)
@@ -91,7 +122,7 @@ def test_shortcuts_as_convolutions_change_no_bit(source: Any) -> None:
     model = float_graph(source, "fp32")
     x = np.random.default_rng(0).standard_normal((5, 3, 12, 12)).astype(np.float32)
     before = run(model, x)
-    assert convolve_shortcuts(OnnxGraph(model)) == 1
+    assert len(convolve_shortcuts(OnnxGraph(model))) == 1
     assert not any(node.op_type in {"Slice", "Pad"} for node in model.graph.node)
     np.testing.assert_allclose(run(model, x), before, rtol=1e-6, atol=1e-6)
 
@@ -106,7 +137,7 @@ def test_other_slices_stay(pad: tuple[int, ...]) -> None:
             return nn.functional.pad(x[:, :, start::2, start::2], pad)
 
     model = float_graph(source_of(Other(), torch.randn(2, 4, 6, 6)), "fp32")
-    assert convolve_shortcuts(OnnxGraph(model)) == 0
+    assert convolve_shortcuts(OnnxGraph(model)) == []
 
 
 def test_given_ranges_win_and_layers_without_stay_in_float(source: Any, tmp_path: Path) -> None:
@@ -121,6 +152,45 @@ def test_given_ranges_win_and_layers_without_stay_in_float(source: Any, tmp_path
     makers = {name: node for node in graph.nodes for name in node.output}
     np.testing.assert_allclose(graph.array(makers[layer.input[0]].input[1]), 0.02)
     np.testing.assert_array_equal(graph.array(makers[layer.input[1]].input[1]), scales)
+
+
+def test_a_known_range_reaches_back_through_a_pool(tmp_path: Path) -> None:
+    """A layer's own range, narrower than what was observed, holds before the pool too: the pool works on bytes."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.Flatten())
+    graph = OnnxGraph(float_graph(source_of(net, torch.randn(4, 3, 12, 12)), "fp32"))
+    observed = {name: (-1.0, 1.0) for node in graph.nodes for name in (*node.input, *node.output)}
+    scales = np.full(16, 0.01, np.float32)
+    quantize_graph(graph, observed, {"0": LayerRanges(scales, (-2.0, 2.0)), "3": LayerRanges(scales, (0.0, 0.51))})
+    (pool,) = (node for node in graph.nodes if node.op_type == "MaxPool")
+    makers = {name: node for node in graph.nodes for name in node.output}
+    np.testing.assert_allclose(graph.array(makers[pool.input[0]].input[1]), 0.002, rtol=1e-6)
+    found = fused(graph.model, tmp_path / "o.onnx")
+    assert found["QLinearConv"] == 1  # the second one makes the float output
+    assert found["MaxPool"] == 0
+    assert found["NhwcMaxPool"] == 1
+
+
+def test_equal_constants_of_openvino_become_one_and_change_no_bit(source: Any, tmp_path: Path) -> None:
+    model, _ = graph_for(source, "int8", fused_sum=True)
+    save(model, tmp_path / "int8.onnx")
+    x = np.random.default_rng(0).standard_normal((5, 3, 12, 12)).astype(np.float32)
+    results, counts = [], []
+    for share in (False, True):
+        read = openvino.convert_model(str(tmp_path / "int8.onnx"))
+        dropped = share_constants(read) if share else 0
+        constants = [node for node in read.get_ordered_ops() if node.get_type_name() == "Constant"]
+        counts.append(len(constants) + dropped)
+        openvino.save_model(read, str(tmp_path / "model.xml"), compress_to_fp16=False)
+        results.append(open_openvino(tmp_path / "model.xml", {}, 1)([x])[0])
+        if share:
+            small = [
+                (str(c.get_element_type()), c.data.shape, c.data.tobytes()) for c in constants if c.data.nbytes < 9
+            ]
+            assert dropped > 10
+            assert len(small) == len(set(small))
+    assert counts[0] == counts[1]
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 def test_a_graph_without_weights_is_refused() -> None:

@@ -92,3 +92,22 @@ def test_peek_costs_no_draw_and_no_sample() -> None:
 def test_peek_refuses_a_single_pass_loader() -> None:
     with pytest.raises(ValueError, match="generator can be read only once"):
         peek(batch for batch in range(3))
+
+
+def test_a_step_may_check_the_class_of_its_optimizer(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """As ``ManualOptimBoringModel`` of Lightning's demos does; the stand-in of a dry run steps nothing all the same."""
+    seen: list[bool] = []
+
+    class Checks(type(make("manual", ns))):  # type: ignore[misc]
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append(isinstance(self.optimizers(), torch.optim.Optimizer))
+            super().training_step(batch, batch_idx)
+
+    class Look(ns.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            before = [p.clone() for p in pl_module.parameters()]
+            dry_step(pl_module, batch)
+            assert all(torch.equal(a, b) for a, b in zip(before, pl_module.parameters(), strict=True))
+
+    ns.Trainer(**quiet, max_steps=2, callbacks=[Look()]).fit(Checks(), images())
+    assert seen == [True] * 4

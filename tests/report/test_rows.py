@@ -103,3 +103,19 @@ def test_names_are_no_markup(report: Report) -> None:
         console.print(named)
     assert "[bold]t" in captured.get()
     assert str(named).startswith("[bold]t")
+
+
+def test_many_variants_stand_below_each_other(report: Report) -> None:
+    """With more variants than fit side by side every value stays readable in 120 columns."""
+    runs = [
+        dataclasses.replace(run, variant=f"variant number {index}" if run.variant == "fast" else "plain", seed=run.seed)
+        for index in range(9)
+        for run in report.runs
+        if run.variant == "fast" or index == 0
+    ]
+    lines = dataclasses.replace(report, runs=runs).table(width=120).splitlines()
+    assert any("vs plain" in line for line in lines[:5])
+    for index in range(9):
+        (line,) = (line for line in lines if line.strip().startswith(f"variant number {index} "))
+        assert line.split("variant number")[1].split()[1:3] == ["209", "samples/s"]
+    assert any("2.00x [1.90, 2.10]" in line for line in lines)

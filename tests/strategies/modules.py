@@ -78,6 +78,15 @@ def _build(ns: ModuleType) -> dict[str, type]:
             super().__init__(**options)
             self.spare = nn.Linear(6, 6)
 
+    class UnusedFirst(Unused):
+        """The same in front of all others, where DDP's last bucket begins."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            net = self.net
+            del self.net
+            self.net = net
+
     class Tied(Plain):
         """One weight in two places."""
 
@@ -143,4 +152,4 @@ def _build(ns: ModuleType) -> dict[str, type]:
             body = torch.optim.AdamW(self.net[:-1].parameters(), lr=1e-2)
             return [body, torch.optim.SGD(self.net[-1].parameters(), lr=1e-2, momentum=0.9)]
 
-    return {cls.__name__: cls for cls in (Plain, Unused, Tied, Changing, Frozen, Teacher, TwoOptimizers)}
+    return {cls.__name__: cls for cls in (Plain, Unused, UnusedFirst, Tied, Changing, Frozen, Teacher, TwoOptimizers)}

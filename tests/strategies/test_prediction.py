@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lightning_perf.host import MisconfigurationException
@@ -51,6 +53,19 @@ def test_plain_ddp() -> None:
     assert found.waits == pytest.approx(2 * (0.108 + 3 * (0.1 + 0.104)) + 0.108)
     assert found.seconds == pytest.approx(6.5 + 0.6 + 1.548)
     assert found.sent == 400
+
+
+def test_before_lightning_2_6_nobody_asks() -> None:
+    found = predict("ddp", replace(SMALL, asked=False), WIRE, 2)
+    assert found.waits == pytest.approx(2 * 3 * (0.1 + 0.104) + 0.108)
+
+
+@pytest.mark.parametrize("preset", ["ddp", "perf_ddp", "perf_ddp_overlap", "perf_ddp_bf16"])
+def test_a_cap_that_is_given_holds_for_all_buckets(preset: str) -> None:
+    """One bucket of 3 MiB, ready at the end of backward."""
+    found = predict(preset, TWO_BUCKETS, Wire(0.1, 1e-6), 2, bucket_cap_mb=100)
+    size = 3 * MIB_ELEMENTS * 4
+    assert found.gradients == pytest.approx(0.1 + size / 2 * 1e-6 if "bf16" in preset else 0.2 + size * 1e-6)
 
 
 def test_perf_ddp_waits_for_its_gradients_and_two_agreements() -> None:
@@ -108,6 +123,20 @@ def test_compressed_gradients(preset: str, world_size: int, rounds: int, sent: f
     coding = 0.25 if preset == "perf_ddp_int8" and world_size < 5 else 0.5
     assert found.gradients == pytest.approx(rounds * 0.1 + sent * 0.001 + coding)
     assert found.sent == pytest.approx(sent)
+
+
+@pytest.mark.parametrize(("preset", "world_size"), [("perf_ddp_bf16", 2), ("perf_ddp_int8", 2), ("perf_ddp_int8", 4)])
+def test_swapped_gradients_wait_for_no_lane(preset: str, world_size: int) -> None:
+    """Three buckets of 1 MiB, ready at 2, 3 and 4, the end of backward: each message starts then, and bytes queue.
+
+    With an alpha of 5 the first arrives at 7 plus its bytes, which the others' delays overlap.
+    """
+    work = Work(forward=1.0, backward=3.0, sizes=[MIB_ELEMENTS] * 3)
+    part = 260 * 1024 * (world_size - 1) if preset == "perf_ddp_int8" else 2 * MIB_ELEMENTS
+    slow = predict(preset, work, Wire(5.0, 1e-5, lanes=2), world_size)  # bytes last longer than the second between two
+    assert slow.gradients == pytest.approx(2.0 + 5.0 + 3 * part * 1e-5 - 4.0)
+    quick = predict(preset, work, Wire(5.0, 1e-9, lanes=2), world_size)
+    assert quick.gradients == pytest.approx(4.0 + 5.0 + part * 1e-9 - 4.0)
 
 
 def test_local_sgd_shares_an_average_among_its_steps() -> None:

@@ -6,7 +6,7 @@ import pickle
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +17,8 @@ from pytorch_lightning.cli import LightningCLI as StandaloneCLI
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
 from lightning_perf.host.sigterm_agreement import steps_until_next
-from lightning_perf.strategies.link import Link, bucket_mib, fit_link
+from lightning_perf.strategies.ddp_arguments import ddp_arguments
+from lightning_perf.strategies.link import Link, bucket_mib, exchange_mib, fit_link
 from lightning_perf.strategies.local_sgd import LocalPeriod
 from lightning_perf.strategies.presets import PRESETS
 from tests.strategies.modules import make, rows
@@ -125,3 +126,27 @@ def test_buckets_suit_the_link() -> None:
     assert bucket_mib(slow, 10**9) == 10
     assert bucket_mib(slow, 1_000_000) == 1  # all gradients fit one bucket
     assert bucket_mib(Link(1.0, 1e10), 10**9) == 25
+
+
+def test_buckets_that_are_swapped() -> None:
+    """A sixteenth of the gradients, from 0.25 to 25 MiB."""
+    mib = 2**20
+    assert [exchange_mib(size * mib) for size in (0, 4, 24, 400, 4000)] == [0.25, 0.25, 1.5, 25.0, 25.0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "device", "given", "expected"),
+    [
+        ("perf_ddp_bf16", "cpu", {}, {"bucket_cap_mb": 0.5}),
+        ("perf_ddp_int8", "cpu", {"bucket_cap_mb": None}, {"bucket_cap_mb": 0.5}),
+        ("perf_ddp_int8", "cpu", {"bucket_cap_mb": 3}, {"bucket_cap_mb": 3}),
+        ("perf_ddp_int8", "cuda", {}, {}),
+        ("perf_ddp", "cpu", {}, {}),
+        ("perf_local_sgd", "cpu", {"static_graph": True}, {"static_graph": True}),
+    ],
+)
+def test_what_ddp_is_told(preset: str, device: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    """8 MiB of gradients; what the user said holds, and None is what LightningCLI passes where nobody said anything."""
+    module = torch.nn.Linear(2048, 1024, bias=False)
+    trainer = SimpleNamespace(lightning_module=module, callbacks=[], accumulate_grad_batches=1)
+    assert ddp_arguments(PRESETS[preset], given, trainer, torch.device(device), print) == expected

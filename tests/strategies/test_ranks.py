@@ -27,7 +27,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What four ranks found, in a few of the cases."""
-    return run("tests.strategies.worker", tmp_path_factory.mktemp("four") / "results.json", 4, *FOUR)
+    evaluations = [f"evaluation-{preset}" for preset in PRESETS]
+    return run("tests.strategies.worker", tmp_path_factory.mktemp("four") / "results.json", 4, *FOUR, *evaluations)
 
 
 def of(results: dict[str, Any], name: str) -> Any:
@@ -89,15 +90,25 @@ def test_ranks_agree_on_four(case: str, four: dict[str, Any]) -> None:
 @pytest.mark.parametrize("compression", ["bf16", "int8"])
 def test_bytes_are_those_of_the_formula(compression: str, two: dict[str, Any]) -> None:
     result = of(two, f"perf_ddp_{compression}-sgd")
-    assert set(result["gathered"]) == {bytes_on_the_wire(compression, result["sizes"], 2)}
-    assert len(result["gathered"]) == 12  # one bucket, one collective a step
+    assert result["sent"] == [bytes_on_the_wire(compression, result["sizes"], 2)] * 12  # one bucket, one message a step
     accumulated = of(two, f"perf_ddp_{compression}-accumulated")
-    assert len(accumulated["gathered"]) == 6
+    assert len(accumulated["sent"]) == 6
 
 
 def test_int8_on_four_ranks_sends_to_three(four: dict[str, Any]) -> None:
     result = of(four, "perf_ddp_int8-sgd")
-    assert set(result["gathered"]) == {bytes_on_the_wire("int8", result["sizes"], 4)}
+    steps = len(result["sent"]) / 3
+    assert steps == 6
+    assert sum(result["sent"]) == steps * bytes_on_the_wire("int8", result["sizes"], 4)
+
+
+@pytest.mark.parametrize("compression", ["bf16", "int8"])
+def test_swapped_messages_are_those_of_an_all_gather(compression: str, two: dict[str, Any]) -> None:
+    """12 steps; 6 parameters in buckets of their own once DDP has built them anew, with a static graph a step later."""
+    result = of(two, f"exchange-{compression}")
+    assert result["equal"] == {"one": True, "many": True, "static": True}
+    assert result["skipped"]  # where DDP leaves buckets out there is no last one to wait in: gathered
+    assert result["messages"] == {"gathered": 0, "one": 12, "many": 1 + 6 * 11, "static": 2 + 6 * 10}
 
 
 def test_error_feedback_travels_in_the_checkpoint(two: dict[str, Any]) -> None:
@@ -134,13 +145,17 @@ def test_refusals(name: str, words: str, two: dict[str, Any]) -> None:
     assert re.search(words, of(two, "refusals")[name])
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_sample_once_and_in_order(preset: str, two: dict[str, Any]) -> None:
-    result = of(two, f"evaluation-{preset}")
-    first, second = result["predicted"]
-    interleaved = [index for pair in zip(first, second, strict=True) for index in pair]
-    assert interleaved == list(range(10))
-    assert sorted(result["tested"][0] + result["tested"][1]) == list(range(8))
+def test_every_sample_once_and_in_order(
+    preset: str, world_size: int, two: dict[str, Any], four: dict[str, Any]
+) -> None:
+    """Of 10 samples four ranks get 3, 3, 2 and 2; sample i is the one of number i // W on rank i % W."""
+    result = of(two if world_size == 2 else four, f"evaluation-{preset}")
+    predicted, tested = result["predicted"], result["tested"]
+    assert [len(one) for one in predicted] == ([5, 5] if world_size == 2 else [3, 3, 2, 2])
+    assert [predicted[index % world_size][index // world_size] for index in range(10)] == list(range(10))
+    assert sorted(index for one in tested for index in one) == list(range(8))
 
 
 def test_sigterm_on_one_rank_ends_all_with_a_checkpoint(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
+from lightning_perf.strategies.exchange import Exchange
 from lightning_perf.strategies.presets import PRESETS
 from tests.ranks import run_cases
 from tests.strategies.modules import make, rows
@@ -97,7 +98,7 @@ def counted() -> Iterator[Counter[str]]:
 
         return call
 
-    names = ("all_reduce", "broadcast", "barrier", "_broadcast_coalesced", "all_gather_single")
+    names = ("all_reduce", "broadcast", "barrier", "_broadcast_coalesced", "isend")
     with ExitStack() as patches:
         for name in names:
             patches.enter_context(mock.patch.object(dist, name, wrap(name)))
@@ -192,7 +193,7 @@ def check_near(preset: str, case: Case, folder: Path) -> dict[str, Any]:
         "buffers": ranks_are_equal(perf.buffers()),
         "distance": float((flat(plain.parameters()) - flat(perf.parameters())).norm()),
         "moved": float((flat(make(case.kind, ns).parameters()) - flat(perf.parameters())).norm()),
-        "gathered": sizes,
+        "sent": sizes,
         "sizes": [parameter.numel() for parameter in perf.parameters()],
         "messages": trainer.strategy.messages,
     }
@@ -200,16 +201,39 @@ def check_near(preset: str, case: Case, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def sent() -> Iterator[list[int]]:
-    """Bytes that this process gives to each ``all_gather_single``."""
+    """Bytes of every message that this process sends to another one."""
     sizes: list[int] = []
-    original = dist.all_gather_single
+    original = dist.isend
 
-    def gather(output: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        sizes.append(tensor.numel() * tensor.element_size() * (dist.get_world_size() - 1))
-        return original(output, tensor, *args, **kwargs)
+    def send(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return original(tensor, *args, **kwargs)
 
-    with mock.patch.object(dist, "all_gather_single", gather):
+    with mock.patch.object(dist, "isend", send):
         yield sizes
+
+
+def check_exchange(compression: str, folder: Path) -> dict[str, Any]:
+    """The bits of an all-gather, in one bucket or many, and where DDP calls all hooks behind the first backward."""
+
+    def gathered(self: Exchange, bucket: Any, message: Any, finish: Any) -> Any:
+        return self._gather(message, finish)
+
+    def go(case: Case = CASE["sgd"], **ddp: Any) -> tuple[torch.Tensor, int]:
+        with sent() as sizes:
+            module, _ = fit(case, lp.PerfDDP(preset=f"perf_ddp_{compression}", **ddp), folder)
+        return flat(module.parameters()), len(sizes)
+
+    with mock.patch.object(Exchange, "start", gathered):
+        plain, none = go()
+    unused, ddp = Case("unused_first", "UnusedFirst", "sgd"), {"find_unused_parameters": True, "bucket_cap_mb": 1e-6}
+    (whole, _), (skipped, few) = go(unused, **ddp), go(unused, skip_all_reduce_unused_params=True, **ddp)
+    found = {"one": go(), "many": go(bucket_cap_mb=1e-6), "static": go(static_graph=True, bucket_cap_mb=1e-6)}
+    return {
+        "equal": {name: everywhere(torch.equal(plain, weights)) for name, (weights, _) in found.items()},
+        "skipped": everywhere(torch.equal(whole, skipped)) and not few,
+        "messages": {"gathered": none, **{name: count for name, (_, count) in found.items()}},
+    }
 
 
 def check_resume(folder: Path) -> dict[str, Any]:
@@ -353,6 +377,8 @@ def checks(folder: Path) -> dict[str, Callable[[], Any]]:
         cases[f"{preset}-{name}"] = lambda preset=preset, name=name: check_exact(CASE[name], preset, folder)
     for preset, name in NEAR:
         cases[f"{preset}-{name}"] = lambda preset=preset, name=name: check_near(preset, CASE[name], folder)
+    for compression in ("bf16", "int8"):
+        cases[f"exchange-{compression}"] = lambda compression=compression: check_exchange(compression, folder)
     cases["resume"] = lambda: check_resume(folder / "resume")
     cases["again"] = lambda: check_again(folder)
     cases["uneven_sized"] = lambda: check_uneven(folder, True)

@@ -1,4 +1,4 @@
-"""From what a user has at hand, a loader or a batch, to the arguments of the call that is exported."""
+"""From what a user has at hand, a loader or a batch, to the arguments of the call that is exported or timed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_perf.deploy.call import first_line
-from lightning_perf.host import is_a, preserved_rng
-from lightning_perf.host.dry_run import iter_is_self, peek
+from lightning_perf.host.dry_run import iter_is_self, peek, silent_copy
+from lightning_perf.host.namespaces import is_a
+from lightning_perf.host.rng import preserved_rng
 
 _STEPS = ("validation_step", "test_step", "predict_step", "training_step")
 
@@ -115,7 +116,8 @@ def _refusal(module: nn.Module, method: str, signature: inspect.Signature, argum
 
 def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Arguments | str:
     """What ``step`` calls the method with, or why it did not come to that."""
-    clone: Any = copy.deepcopy(module).eval()
+    attached = getattr(module, "_trainer", None) is not None
+    clone: Any = (silent_copy(module) if attached else copy.deepcopy(module)).eval()
     seen: list[Arguments] = []
 
     def record(*args: Any, **kwargs: Any) -> Any:

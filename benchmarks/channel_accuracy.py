@@ -1,0 +1,134 @@
+"""Accuracy of ResNet-20 on Fashion-MNIST with half and a quarter of its products, against small nets and Torch-Pruning.
+
+    python -m benchmarks.channel_accuracy             # runs what has no result file yet; may be stopped
+    python -m benchmarks.channel_accuracy --table     # the table of what there is
+
+Every run has the same 10 epochs over the same batches: the image recipe, AdamW at 3e-3, one cycle. Variants, frozen
+beforehand, for 1/2 and 1/4 of the multiply-accumulates of a forward pass: ``ours``: ``ChannelPruning(share, at=0.3,
+round_to=4)``; ``small``: the shape that ours ended with, trained from scratch; ``narrow``: a ResNet-20 of narrower widths w,
+2w, 4w, the widest that meets the share; ``torch-pruning``: its global magnitude pruner by hand before the same epoch, with
+the same rounding (benchmarks/channel_rivals.py). Three seeds.
+
+Goals, on the test images, mean over seeds: at most 0.3 and 1.0 points below ``dense``; not below ``small``, ``narrow`` or
+``torch-pruning``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+import lightning_perf as lp
+from benchmarks.channel_rivals import TorchPruningByHand
+from benchmarks.channel_runs import Folder, Timed, arguments, of_shapes, quiet, shapes_in
+from benchmarks.goals import RESULTS, quiet_trainer
+from lightning_perf.host import seed_everything
+from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
+from lightning_perf_recipes.image_classification.data import FashionMNISTData
+from lightning_perf_recipes.image_classification.module import ImageClassifier
+from lightning_perf_recipes.image_classification.networks import PadShortcut, ResNet
+
+FOLDER = RESULTS / "channel_accuracy"
+EPOCHS, SEEDS, THREADS, ROUND_TO, AT = 10, 3, 2, 4, 0.3
+GOALS = {2: 0.3, 4: 1.0}  # products divided by: points below dense
+RIVALS = ("small", "narrow", "torch-pruning")
+VARIANTS = ("dense", *(f"{how} {part}" for part in GOALS for how in ("ours", *RIVALS)))
+MACS = Quantity("macs", "MACs of an image", "M", better="lower", digits=2, scale=1e-6)
+PARAMETERS = Quantity("parameters", "parameters", "k", better="lower", digits=1, scale=1e-3)
+IMAGE = torch.zeros(1, 1, 28, 28)
+
+
+def narrow(part: int) -> nn.Module:
+    """The widest ResNet-20 of widths w, 2w, 4w with at most so many products."""
+    most = lp.count_macs(ImageClassifier().net, IMAGE) / part
+    nets = (ResNet((w, 2 * w, 4 * w), 3, PadShortcut, 1, 10) for w in range(16, 0, -1))
+    return next(net for net in nets if lp.count_macs(net, IMAGE) <= most)
+
+
+def prepared(variant: str, seed: int, folder: Folder) -> tuple[ImageClassifier, list[Callback]]:
+    """A fresh module and the callbacks of a variant."""
+    module = ImageClassifier()
+    how, _, part = variant.rpartition(" ")
+    if how == "ours":
+        return module, [lp.ChannelPruning(1 / int(part), at=AT, round_to=ROUND_TO)]
+    if how == "torch-pruning":
+        return module, [TorchPruningByHand(1 / int(part), round(AT * EPOCHS), IMAGE, ("head",), ROUND_TO)]
+    if how == "narrow":
+        module.net = narrow(int(part))
+    if how == "small":
+        of_shapes(module, folder.more(f"ours {part}", seed)["shapes"])
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):  # as ResNet draws them
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return module, []
+
+
+def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dict[str, Any]]:
+    """One run on a fresh module, its accuracy on the test images, and the shapes of ours."""
+    torch.set_num_threads(THREADS)
+    seed_everything(seed)
+    data, timed = FashionMNISTData(), Timed()
+    module, pruning = prepared(variant, seed, folder)
+    callbacks = [lp.OptimizerFactory("adamw", lr=3e-3, schedule="one_cycle"), lp.ChannelsLast(), *pruning, timed]
+    trainer = quiet_trainer(callbacks, max_epochs=EPOCHS, limit_val_batches=0, num_sanity_val_steps=0, **short)
+    trainer.fit(module, datamodule=data)
+    more: dict[str, Any] = {}
+    if variant.startswith("ours"):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        more["shapes"] = shapes_in(trainer, pruning[0], folder.path / "shapes.ckpt")
+    tester = quiet_trainer([], limit_test_batches=short.get("limit_train_batches"))
+    quantities = {
+        "final_metric": tester.test(module, datamodule=data, verbose=False)[0]["test_acc"],
+        "macs": float(lp.count_macs(module.net, IMAGE)),
+        "parameters": float(sum(parameter.numel() for parameter in module.net.parameters())),
+        "train_seconds": timed.seconds,
+    }
+    return Run(variant, seed, quantities=quantities), more
+
+
+def table(folder: Folder) -> None:
+    """Print the report and how the goals stand."""
+    runs = list(folder.runs(VARIANTS))
+    ends = {name: [run.quantities["final_metric"] or 0.0 for run in runs if run.variant == name] for name in VARIANTS}
+    if not ends["dense"]:
+        print(f"{len(runs)} runs, none of them dense: too few for a table.")
+        return
+    rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy"), MACS, PARAMETERS, TRAIN_SECONDS]
+    report = Report("ResNet-20 on Fashion-MNIST, channels pruned", "dense", runs, rows)
+    print(report.table())
+    report.to_json(folder.path.with_suffix(".json"))
+    mean = {name: 100 * statistics.fmean(values) for name, values in ends.items() if values}
+    for part, goal in GOALS.items():
+        ours = mean.get(f"ours {part}")
+        if ours is None:
+            continue
+        drop = mean["dense"] - ours
+        print(f"GOAL MACs/{part}: drop <= {goal} points: {drop:.2f}: {'met' if drop <= goal else 'NOT met'}")
+        for rival in RIVALS:
+            theirs = mean.get(f"{rival} {part}")
+            if theirs is not None:
+                met = "met" if ours >= theirs else "NOT met"
+                print(f"GOAL MACs/{part}: not below {rival}: {ours - theirs:+.2f} points: {met}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run what is missing, then print the table."""
+    known = arguments("channel_accuracy", FOLDER, SEEDS, args)
+    quiet()
+    folder = Folder(Path(known.folder))
+    if not known.table:
+        folder.run_missing(
+            VARIANTS, known.seeds, lambda variant, seed: fit(variant, seed, folder, **known.short), "final_metric"
+        )
+    table(folder)
+
+
+if __name__ == "__main__":
+    main()

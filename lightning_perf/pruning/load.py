@@ -1,0 +1,70 @@
+"""A pruned module from its checkpoint: without a Trainer, and without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from lightning_perf.pruning.cut import reshape
+from lightning_perf.pruning.trace import first_line
+
+SAVED_BY = "ChannelPruning"
+
+
+def load_pruned(module: Any, path: str | Path | Mapping[str, Any]) -> Any:
+    """Load a checkpoint of a run with :class:`ChannelPruning` into a module as it was before the cut; no pickle, no Trainer.
+
+    Args:
+        module: made with the arguments it was trained with; it is given the shapes and the weights of the checkpoint.
+        path: a checkpoint of Lightning, with callback state; or what ``torch.load`` made of it, for checkpoints that hold
+            objects of other packages, which only you can trust.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: the checkpoint has no shapes, or those of another module; it holds more than tensors and plain
+            containers.
+
+    Example::
+
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pruned.ckpt"
+        >>> shapes = {"tensors": {"weight": [1, 2]}, "sizes": {"": {"out_features": 1}}}
+        >>> state = {"callbacks": {"ChannelPruning{}": {"shapes": shapes}}, "state_dict": {"weight": torch.ones(1, 2)}}
+        >>> torch.save(state, path)
+        >>> load_pruned(nn.Linear(2, 8, bias=False), path)
+        Linear(in_features=2, out_features=1, bias=False)
+    """
+    checkpoint = path if isinstance(path, Mapping) else _loaded(path)
+    state = pruned_state(checkpoint)
+    if state is None:
+        where = "the checkpoint" if isinstance(path, Mapping) else path
+        raise ValueError(
+            f"{where} holds no shapes: it was saved without ChannelPruning, or with save_weights_only=True. Load it as any "
+            "other checkpoint, or save the whole one."
+        )
+    reshape(module, state["shapes"])
+    module.load_state_dict(checkpoint["state_dict"])
+    return module
+
+
+def _loaded(path: str | Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds objects of other packages, which load_pruned does not unpickle; if you trust it, pass "
+            f"torch.load(path, weights_only=False) in place of the path. ({first_line(error)})"
+        ) from error
+
+
+def pruned_state(checkpoint: Mapping[str, Any], state_key: str = "") -> dict[str, Any] | None:
+    """What :class:`ChannelPruning`, of whatever arguments, has saved in a checkpoint; None if it has not."""
+    states = checkpoint.get("callbacks", {})
+    saved = [state for key, state in states.items() if key.startswith(SAVED_BY)]
+    return states.get(state_key, saved[0] if len(saved) == 1 else None)

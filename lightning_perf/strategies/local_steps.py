@@ -1,0 +1,61 @@
+"""Where in a fit the steps are local, and when the weights of all processes are averaged."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from lightning_perf.host import Undo, at_evaluation_door, at_weights_door, shadows_of
+from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
+from lightning_perf.host.timing_door import exchanging
+from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
+
+
+class LocalSteps:
+    """The glue of ``perf_local_sgd`` to one Trainer.
+
+    Args:
+        trainer: the Trainer; its module is averaged.
+        period: which steps are local.
+    """
+
+    def __init__(self, trainer: Any, period: LocalPeriod) -> None:
+        self._trainer, self._period = trainer, period
+        self._parted = False
+
+    def stand(self, undo: Undo) -> None:
+        """Average before anybody looks: also before averaged weights (EMA) take the place of those in training.
+
+        Raises:
+            DoorClosed: if this release of Lightning evaluates or ends epochs elsewhere.
+        """
+        undo.push(at_epoch_end(self._trainer, self.average))
+        at_evaluation_door(self._trainer, undo, around=self._averaged, at_end=self.average, order=-1)
+        undo.push(at_weights_door(self._trainer, lambda state: state, around=self._averaged, order=-1))
+
+    def resume(self) -> None:
+        """Go on where a checkpoint was written."""
+        self._period.resume(batches_that_stepped(self._trainer))
+
+    def start_batch(self) -> None:
+        """Average if it is time."""
+        if self._period.due(batches_that_stepped(self._trainer)):
+            self.average()
+
+    def before_backward(self, wrapper: Any) -> None:
+        """Leave the exchange of DDP's ``wrapper`` out of the coming backward, if the step is to be local."""
+        if self._period.local:
+            self._parted = True
+            wrapper.require_backward_grad_sync = False
+
+    def average(self) -> None:
+        """Make the weights of all processes equal, and what is kept beside them, if a local step has parted them."""
+        if not self._parted:
+            return
+        self._parted = False
+        with exchanging(self._trainer):
+            average_module(self._trainer.lightning_module, [shadow for _, shadow in shadows_of(self._trainer)])
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        self.average()
+        return nullcontext()
