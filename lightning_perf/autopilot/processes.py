@@ -15,19 +15,20 @@ from lightning_perf.report import Run
 WORKER = "lightning_perf.cli.worker"
 
 
-def run_in_process(job: Mapping[str, Any], *, quiet: bool = True) -> Run:
+def run_in_process(job: Mapping[str, Any], *, quiet: bool = True, worker: str = WORKER) -> Run:
     """The run that the worker measured.
 
     Args:
         job: what :mod:`lightning_perf.cli.worker` takes, but for the path of its result.
         quiet: keep the worker's output to the last line of an error.
+        worker: the module to start instead of that one.
 
     Raises:
         RuntimeError: the process failed; with the last line that it wrote.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        command = [sys.executable, "-m", WORKER, json.dumps({**job, "out": str(out)})]
+        command = [sys.executable, "-m", worker, json.dumps({**job, "out": str(out)})]
         done = subprocess.run(command, capture_output=quiet, text=True)
         if done.returncode != 0 or not out.exists():
             last = (done.stderr or "").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]

@@ -14,11 +14,13 @@ import torch
 import lightning_perf as lp
 from tests.contract.rows import Row
 from tests.wild.cases import CASES, Case
-from tests.wild.runs import EPOCHS, EVERY_ROW, TRAIN_BATCHES, Run, Runs, fit, refuses
+from tests.wild.runs import EPOCHS, EVERY_ROW, SEEDS, TRAIN_BATCHES, Run, Runs, fit, noise, refuses, score
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PAIRS = [(row, case) for case in CASES for row in EVERY_ROW]
+#: What rounds, and otherwise trains as the plain run does.
+NEAR = ("AutoMixedPrecision", "QuantizationAwareTraining")
 ACCEPTED = [(row, case) for row, case in PAIRS if not refuses(row, case)]
 
 
@@ -77,6 +79,13 @@ def test_fits_or_refuses_in_words(case: Case, row: Row, runs: Runs) -> None:
 def test_lossless_changes_no_result(case: Case, row: Row, runs: Runs) -> None:
     """A lossless lever gives the plain run's results: bit for bit, or within the rounding that its row admits."""
     assert_same_result(runs.ours(case, row), runs.plain(case), case, row.lossless == "rounding")
+
+
+@over([(row, case) for row, case in ACCEPTED if row.name in NEAR])
+def test_rounding_stays_within_seed_noise(case: Case, row: Row, runs: Runs) -> None:
+    """The loss is nearer to the plain run's than three seeds of the plain run are to each other."""
+    plain = [score(runs.plain(case, seed)) for seed in range(SEEDS)]
+    assert abs(score(runs.ours(case, row)) - plain[0]) < noise(plain)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

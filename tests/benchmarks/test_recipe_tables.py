@@ -1,0 +1,108 @@
+"""The tables of the recipes: what a run weighs and costs once exported, the target, the lines of the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_perf as lp
+from benchmarks import recipe_tables
+from benchmarks.recipe_tables import END, START, into_readme, measured, table, with_target
+from benchmarks.recipe_worker import deployed
+from lightning_perf.report import FINAL_ACCURACY, Report, Run
+
+
+def runs(variant: str, speeds: list[float], curve: list[list[float]], **more: float) -> list[Run]:
+    """One run per speed; validation comes every second."""
+    made = []
+    for seed, (speed, metrics) in enumerate(zip(speeds, curve, strict=True)):
+        points = tuple((float(at + 1), metric) for at, metric in enumerate(metrics))
+        quantities = {"samples_per_second": speed, "final_metric": metrics[-1], "peak_memory": 1e6, **more}
+        made.append(
+            Run(variant, seed, quantities=quantities, curves={"val_acc": points}, notes=("deployed as ort-fp32",))
+        )
+    return made
+
+
+@pytest.fixture
+def report() -> Report:
+    plain = runs(
+        "baseline", [100, 110, 105], [[0.5, 0.9], [0.5, 0.8], [0.7, 0.85]], file_bytes=4e5, latency_seconds=1e-3
+    )
+    fast = runs("fast", [200, 220, 210], [[0.8, 0.9], [0.6, 0.7], [0.9, 0.9]], file_bytes=1e5, latency_seconds=5e-4)
+    broken = [Run("qat", seed, error="no such layer\nat all") for seed in range(3)]
+    return with_target(Report("t", "baseline", [*plain, *fast, *broken], [FINAL_ACCURACY]), "val_acc")
+
+
+def test_the_target_is_where_the_worst_baseline_run_ends(report: Report) -> None:
+    """0.8: reached by the baseline after 2 s each; by the other after 1 s, never, 1 s."""
+    assert report.quantities[1].label == "time to val_acc 80.00%"
+    assert report.values("seconds_to_target", "baseline") == (2.0, 2.0, 2.0)
+    assert report.values("seconds_to_target", "fast") == (1.0, None, 1.0)
+
+
+def test_the_table_sets_the_baseline_beside_everything(report: Report) -> None:
+    lines = table(report, "tabular").splitlines()
+    assert lines[0].startswith(
+        "| file | training speed | time to val_acc 80.00% | peak memory | final val_acc | size | lat"
+    )
+    assert lines[2] == "| `baseline.yaml` | 105 samples/s | 2.0 s | 1 MB | 85.00% | 400 kB | 1.000 ms |"
+    assert lines[3].startswith("| `fast.yaml` | 210 samples/s, 2.00x [2.00, 2.00] | 1.0 s in 2 of 3, 2.00x")
+    assert "100 kB, 4.00x [4.00, 4.00] | 0.500 ms, 2.00x [2.00, 2.00] |" in lines[3]
+    assert lines[4] == "| `qat.yaml` | failed | failed | failed | failed | failed | failed |"
+    assert "Medians of 3 seeds" in lines[6]
+    assert "with the 75% interval" in lines[6]
+    assert "(ort-fp32)" in lines[6]
+    assert "Raw samples: `benchmarks/results/recipe_tabular.json`." in lines[8]
+
+
+def test_the_page_keeps_what_is_around_the_table(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# Title\n\ntext\n")
+    into_readme(page, "| first |")
+    into_readme(page, "| second |")
+    assert page.read_text() == f"# Title\n\ntext\n\n## Measured\n\n{START}\n| second |\n\n{END}\n"
+    page.write_text("# Title\n\n## Options\n\nmore\n")
+    into_readme(page, "| third |")
+    assert page.read_text() == f"# Title\n\n## Measured\n\n{START}\n| third |\n\n{END}\n\n## Options\n\nmore\n"
+
+
+def test_int8_and_zeros_make_a_smaller_file() -> None:
+    """Deflated, so that zeros count; a module without an export says why."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8)).eval()
+    data = [torch.randn(32, 64) for _ in range(2)]
+    whole, how = deployed(net, data, "fp32")
+    assert how[-1] == "deployed as onnxruntime-fp32"
+    assert whole["latency_seconds"] > 0
+    assert whole["file_bytes"] == pytest.approx(4 * (64 * 256 + 256 + 256 * 8 + 8), rel=0.15)
+    assert deployed(net, data, "int8")[0]["file_bytes"] < 0.4 * whole["file_bytes"]
+    with torch.no_grad():
+        first = net[0].weight
+        assert isinstance(first, nn.Parameter)
+        first[:230] = 0.0
+    assert deployed(net, data, "fp32")[0]["file_bytes"] < 0.3 * whole["file_bytes"]
+
+
+def test_a_module_that_no_graph_can_hold_is_timed_as_it_is() -> None:
+    class Python(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) if float(x.sum()) > 0 else self.layer(-x)
+
+    found, how = deployed(Python(), [torch.rand(8, 4)], "fp32")
+    assert how[0].startswith("not exported to onnxruntime: ")
+    assert how[-1] == "deployed as stored-fp32"
+    assert found["file_bytes"] > 0
+
+
+def test_an_unknown_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_tables, "RECIPES", Path(lp.__file__).parents[1] / "recipes")
+    with pytest.raises(ValueError, match="'tabula' is no recipe; the recipes are image_classification, language_model"):
+        measured("tabula")
