@@ -22,6 +22,7 @@ NAMES = (
     "time_to_target",
     "mask_cost",
     "ddp",
+    "ddp_quality",
     "ddp_scaling",
     "csr_inference",
     "pruning_accuracy",

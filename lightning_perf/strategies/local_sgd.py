@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 _MOST_BYTES = 32 * 1024 * 1024
 
@@ -33,8 +37,9 @@ class LocalPeriod:
         return self._taken >= self._warmup
 
     def resume(self, taken: int) -> None:
-        """Go on after so many steps, with equal weights everywhere."""
-        self._taken, self._averaged = taken, max(taken, self._warmup)
+        """Go on after so many steps, with equal weights everywhere, and average when the run before would have."""
+        whole = max(taken - self._warmup, 0) // self._every
+        self._taken, self._averaged = taken, self._warmup + whole * self._every
 
     def due(self, taken: int) -> bool:
         """Whether it is time to average, after so many steps in all."""
@@ -47,17 +52,33 @@ class LocalPeriod:
 
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace every tensor, in place, by its mean over all processes; integers become those of rank 0."""
-    floating: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    floating, others = [], []
     for tensor in tensors:
-        if tensor.is_floating_point() or tensor.is_complex():
-            floating.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-        elif tensor.numel():
-            dist.broadcast(tensor, src=0)
-    for group in floating.values():
-        for chunk in _chunks(group):
+        (floating if tensor.is_floating_point() or tensor.is_complex() else others).append(tensor)
+    _together(floating, _mean)
+    as_on_zero(others)
+
+
+def as_on_zero(tensors: Iterable[Tensor]) -> None:
+    """Replace every tensor, in place, by that of rank 0."""
+    _together(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+
+def _mean(flat: Tensor) -> None:
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+
+
+def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
+    """Call ``collective`` on flat copies of many tensors at a time, and write back what it made of them."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        for chunk in _chunks(alike):
             flat = torch.cat([tensor.reshape(-1) for tensor in chunk])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
+            collective(flat)
             parts = flat.split([tensor.numel() for tensor in chunk])
             for tensor, part in zip(chunk, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
@@ -67,6 +88,53 @@ def average_module(module: nn.Module, shadows: Iterable[Tensor] = ()) -> None:
     """Average all parameters, whichever optimizer moves them, all buffers, and what is kept beside them (``shadows``)."""
     with torch.no_grad():
         average([*(parameter.data for parameter in module.parameters()), *module.buffers(), *shadows])
+
+
+@dataclass
+class _Leaves:
+    """What optimizers keep: tensors, and where numbers are."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    numbers: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def collect(self, place: Any) -> None:
+        """Everything below a dictionary or a list."""
+        for key, value in place.items() if isinstance(place, dict) else enumerate(place):
+            if isinstance(value, Tensor):
+                self.tensors.append(value)
+            elif isinstance(value, dict | list):
+                self.collect(value)
+            elif isinstance(value, int | float):
+                self.numbers.append((place, key))
+
+    def layout(self) -> int:
+        """A number that differs between processes if what they hold does."""
+        shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in self.tensors]
+        return zlib.crc32(repr((shapes, len(self.numbers))).encode())
+
+
+def adopt_state(optimizers: Iterable[Optimizer]) -> bool:
+    """Have all processes go on with the optimizer state of rank 0, as after a restore; collective.
+
+    Returns:
+        False, and nothing has changed, if a process has state of other parameters or other shapes.
+    """
+    leaves = _Leaves()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            leaves.collect({"state": [optimizer.state.get(parameter, {}) for parameter in group["params"]]})
+            leaves.numbers += [(group, key) for key, value in group.items() if isinstance(value, float)]
+    layouts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(layouts, leaves.layout())
+    if len(set(layouts)) > 1:
+        return False
+    with torch.no_grad():
+        as_on_zero(leaves.tensors)
+    told = [[place[key] for place, key in leaves.numbers]]
+    dist.broadcast_object_list(told, src=0)
+    for (place, key), value in zip(leaves.numbers, told[0], strict=True):
+        place[key] = value
+    return True
 
 
 def _chunks(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_perf.host import Undo, at_evaluation_door, at_weights_door, shadows_of
 from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
 from lightning_perf.host.timing_door import exchanging
-from lightning_perf.strategies.local_sgd import LocalPeriod, average_module
+from lightning_perf.strategies.local_sgd import LocalPeriod, adopt_state, average_module
 
 
 class LocalSteps:
@@ -21,7 +21,7 @@ class LocalSteps:
 
     def __init__(self, trainer: Any, period: LocalPeriod) -> None:
         self._trainer, self._period = trainer, period
-        self._parted = False
+        self._parted = self._states_parted = False
 
     def stand(self, undo: Undo) -> None:
         """Average before anybody looks: also before averaged weights (EMA) take the place of those in training.
@@ -45,7 +45,7 @@ class LocalSteps:
     def before_backward(self, wrapper: Any) -> None:
         """Leave the exchange of DDP's ``wrapper`` out of the coming backward, if the step is to be local."""
         if self._period.local:
-            self._parted = True
+            self._parted = self._states_parted = True
             wrapper.require_backward_grad_sync = False
 
     def average(self) -> None:
@@ -55,6 +55,18 @@ class LocalSteps:
         self._parted = False
         with exchanging(self._trainer):
             average_module(self._trainer.lightning_module, [shadow for _, shadow in shadows_of(self._trainer)])
+
+    def adopt_state(self) -> bool:
+        """Before a checkpoint: go on with the optimizer state that it holds, as a run resumed from it will.
+
+        Returns:
+            Whether that could be: not where a process has state of other parameters.
+        """
+        if not self._states_parted:
+            return True
+        self._states_parted = False
+        with exchanging(self._trainer):
+            return adopt_state(self._trainer.strategy.optimizers)
 
     def _averaged(self) -> AbstractContextManager[None]:
         self.average()

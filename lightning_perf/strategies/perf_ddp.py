@@ -255,6 +255,12 @@ class PerfDDPMixin(_DDPStrategy):
         if self._local is not None:
             self._local.before_backward(self.model)
 
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Lightning's hook, on every process of a save that holds optimizers."""
+        if self._local is not None and not self._local.adopt_state():
+            self.say("processes hold optimizer state of different parameters; a run resumed from here is not this one.")
+        return super().optimizer_state(optimizer)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Lightning's hook, on every process: what every process still owes the others travels along."""
         chosen = self.acting.name if self.preset.tries and self.acting.promise != "exact" else None

@@ -183,7 +183,6 @@ def predict(
     limits = _limits(preset, work, wire, world_size, bucket_cap_mb)
     fused = [(work.forward, wire.rounds(world_size), 8.0 * work.synced)] if work.synced else []
     exposed = _exposed(work, wire, world_size, compression, limits, fused)
-    exposed += work.coding.get(compression or "", 0.0)
     sent = bytes_on_the_wire(compression, work.sizes, world_size)
     waits = (work.accumulate - 1) * _fused_wait(work, wire, world_size)
     return _asked(Prediction(work.compute, exposed, waits, sent), work, wire, world_size)
@@ -252,27 +251,48 @@ def _exposed(
     """Seconds from the end of the last backward until its gradients are there.
 
     A bucket starts when backward has reached it, taking gradients to appear evenly in bytes, and a lane is free; its bytes
-    follow those of the bucket before. Swapped messages start at once, to all others together. ``before`` holds (start,
-    messages, bytes) of what is under way already.
+    follow those of the bucket before. ``before`` holds (start, messages, bytes) of what is under way already. What it takes
+    to encode and decode is added at the end.
     """
     gathers = compression == "int8" or (compression == "bf16" and world_size == 2)
-    swaps = gathers and wire.lanes > 1
-    rounds = wire.rounds(world_size)
-    if gathers:
-        rounds = 1 if swaps else world_size - 1
-    total, done, jobs = sum(work.sizes), 0, [(*job, False) for job in before]
+    if compression and gathers and wire.lanes > 1:
+        return _swapped(work, wire, world_size, compression, limits, before)
+    rounds = world_size - 1 if gathers else wire.rounds(world_size)
+    total, done, jobs = sum(work.sizes), 0, list(before)
     for bucket in buckets(work.sizes, limits):
         done += sum(bucket)
         ready = work.forward + work.backward * done / total
-        jobs.append((ready, rounds, bytes_on_the_wire(compression, bucket, world_size), swaps))
+        jobs.append((ready, rounds, bytes_on_the_wire(compression, bucket, world_size)))
     lanes, sent = [0.0] * wire.lanes, 0.0
-    for ready, messages, size, free in jobs:
+    for ready, messages, size in jobs:
         lane = lanes.index(min(lanes))
-        start = ready if free else max(ready, lanes[lane])
-        sent = max(start + messages * wire.alpha, sent) + size * wire.beta
-        if not free:
-            lanes[lane] = sent
-    return max(sent - work.forward - work.backward, 0.0)
+        start = max(ready, lanes[lane])
+        sent = lanes[lane] = max(start + messages * wire.alpha, sent) + size * wire.beta
+    return max(sent - work.forward - work.backward, 0.0) + work.coding.get(compression or "", 0.0)
+
+
+def _swapped(
+    work: Work,
+    wire: Wire,
+    world_size: int,
+    compression: str,
+    limits: Sequence[float],
+    before: list[tuple[float, int, float]],
+) -> float:
+    """The same where messages start as soon as they are encoded, to all others together, and need no lane.
+
+    Half of the coding makes backward longer, and the other half decodes buckets in turn once backward is over.
+    """
+    coding, total, done = work.coding.get(compression, 0.0), sum(work.sizes), 0
+    backward = work.backward + coding / 2
+    logged = max((start + messages * wire.alpha + size * wire.beta for start, messages, size in before), default=0.0)
+    sent, decoded = 0.0, work.forward + backward
+    for bucket in buckets(work.sizes, limits):
+        done += sum(bucket)
+        ready = work.forward + backward * done / total
+        sent = max(ready + wire.alpha, sent) + bytes_on_the_wire(compression, bucket, world_size) * wire.beta
+        decoded = max(decoded, sent) + coding / 2 * sum(bucket) / total
+    return max(decoded, logged) - work.forward - work.backward
 
 
 def _log2(world_size: int) -> int:

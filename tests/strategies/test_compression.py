@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from lightning_perf.strategies.compression import (
     quantize_with_feedback,
     unpack,
 )
+from lightning_perf.strategies.compression_hooks import Int8Hook
 
 
 def naive(values: list[float]) -> tuple[list[int], float]:
@@ -89,3 +93,46 @@ def test_bytes_by_hand(compression: str | None, world_size: int, expected: float
     """1000 elements: four blocks of 260 bytes."""
     assert padded(1000) == 1024
     assert bytes_on_the_wire(compression, [1000], world_size) == expected
+
+
+class Bucket:
+    """As much of DDP's bucket as a hook needs."""
+
+    def __init__(self, index: int, parameters: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        self.index, self.parameters, self.gradients = lambda: index, lambda: parameters, lambda: gradients
+        self.buffer = lambda: gradients[0]
+
+
+class Alone:
+    """An exchange of one process."""
+
+    def start(self, bucket: Any, message: torch.Tensor, finish: Callable[[list[torch.Tensor]], Any]) -> Any:
+        return finish([message])
+
+
+def test_residuals_stay_with_their_parameters_through_buckets() -> None:
+    """Two steps in one bucket, then two in two: sent and owed add up to what was given, and staging is made once."""
+    module = torch.nn.Linear(40, 10)
+    hook, generator = Int8Hook(Alone(), module), torch.Generator().manual_seed(2)  # pyright: ignore[reportArgumentType]
+    parameters = list(module.parameters())
+    given, sent = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
+    made = []
+    for step in range(4):
+        gradients = [torch.randn(one.shape, generator=generator) for one in parameters]
+        for total, one in zip(given, gradients, strict=True):
+            total += one
+        buckets = [(parameters, gradients)]
+        if step >= 2:
+            buckets = [([parameters[index]], [gradients[index]]) for index in (1, 0)]
+        for index, bucket in enumerate(buckets):
+            hook.reduce(None, Bucket(index, *bucket))  # pyright: ignore[reportArgumentType]
+        for total, one in zip(sent, gradients, strict=True):
+            total += one
+        made.append(list(hook._buckets.values()))
+    owed = hook.state_dict()
+    for name, all_given, all_sent in zip(("weight", "bias"), given, sent, strict=True):
+        assert torch.allclose(all_sent + owed[name], all_given, atol=1e-5)
+        assert owed[name].abs().max() > 0
+    assert [len(one) for one in made] == [1, 1, 2, 2]
+    assert made[0][0] is made[1][0]
+    assert all(one is other for one, other in zip(made[2], made[3], strict=True))

@@ -139,6 +139,26 @@ def test_swapped_gradients_wait_for_no_lane(preset: str, world_size: int) -> Non
     assert quick.gradients == pytest.approx(4.0 + 5.0 + part * 1e-9 - 4.0)
 
 
+@pytest.mark.parametrize(
+    ("beta", "exposed"),
+    [
+        (0.0, 0.6),  # 0.3 of encoding make backward end at 4.3; then 0.1 of decoding for each bucket
+        (10 / 266_240, 28.2),  # ready at 2.1, sent at 12.1, 22.1 and 32.1: only the last one's decoding is waited for
+    ],
+)
+def test_swapped_gradients_are_decoded_while_others_travel(beta: float, exposed: float) -> None:
+    work = Work(forward=1.0, backward=3.0, sizes=[MIB_ELEMENTS] * 3, coding={"int8": 0.6})
+    found = predict("perf_ddp_int8", work, Wire(0.0, beta, lanes=2), 2)
+    assert found.gradients == pytest.approx(exposed)
+
+
+def test_logged_values_travel_beside_what_is_swapped() -> None:
+    """Ready at 1, two messages of 5 each and 24 bytes: at 11.024, where gradients are there at 4 + 5."""
+    work = Work(forward=1.0, backward=3.0, sizes=[100], synced=3)
+    found = predict("perf_ddp_bf16", work, Wire(5.0, 0.001, lanes=2), 2)
+    assert found.gradients == pytest.approx(11.024 - 4.0)
+
+
 def test_local_sgd_shares_an_average_among_its_steps() -> None:
     found = predict("perf_local_sgd", SMALL, WIRE, 2, average_every=4)
     assert found.gradients == pytest.approx((0.2 + 408 * 0.001) / 4)

@@ -111,13 +111,16 @@ def test_agreements_come_about_once_a_second() -> None:
 
 
 def test_local_periods() -> None:
-    """Two synchronous steps, then an average every third; a resumed run starts a new period."""
+    """Two synchronous steps, then an average every third, in a resumed run too."""
     period = LocalPeriod(every=3, warmup=2)
     found = [(period.local, period.due(taken)) for taken in range(1, 9)]
     assert [local for local, _ in found] == [False, False, *[True] * 6]
     assert [taken for taken, (_, due) in enumerate(found, 1) if due] == [5, 8]
-    period.resume(7)
-    assert [period.due(taken) for taken in (8, 9, 10)] == [False, False, True]
+    for start in range(9):
+        period.resume(start)
+        assert [taken for taken in range(start + 1, 12) if period.due(taken)] == [
+            one for one in (5, 8, 11) if one > start
+        ]
 
 
 def test_buckets_suit_the_link() -> None:

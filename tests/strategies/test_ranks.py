@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_perf.strategies.compression import bytes_on_the_wire
 from lightning_perf.strategies.presets import PRESETS
-from tests.ranks import finish, log_of, run, start
+from tests.ranks import run
 from tests.strategies.worker import EXACT, NEAR
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # two minutes of processes: make test-all
@@ -126,6 +125,10 @@ def test_uneven_epochs_end_together(two: dict[str, Any]) -> None:
     assert of(two, "uneven_stream") == {"steps": 2 * 3, "equal": True}
 
 
+def test_optimizer_state_of_rank_zero(two: dict[str, Any]) -> None:
+    assert of(two, "adopted_state") == {"adopted": True, "differed": True, "refused": True}
+
+
 def test_hooks_of_the_user_run_on_gloo(two: dict[str, Any]) -> None:
     assert of(two, "hook") == {"calls": 12, "equal": True}
 
@@ -156,19 +159,3 @@ def test_every_sample_once_and_in_order(
     assert [len(one) for one in predicted] == ([5, 5] if world_size == 2 else [3, 3, 2, 2])
     assert [predicted[index % world_size][index // world_size] for index in range(10)] == list(range(10))
     assert sorted(index for one in tested for index in one) == list(range(8))
-
-
-def test_sigterm_on_one_rank_ends_all_with_a_checkpoint(tmp_path: Path) -> None:
-    processes = start("tests.strategies.fault_worker", tmp_path / "out", 2, "sigterm")
-    assert finish(processes, 120) == [0, 0]
-    for rank in range(2):
-        assert "ended by SIGTERM" in log_of(tmp_path / "out", rank).read_text()
-    assert (tmp_path / "on_exception.ckpt").exists()
-
-
-def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
-    processes = start("tests.strategies.fault_worker", tmp_path / "out", 2, "die")
-    codes = finish(processes, 120)
-    assert codes[0] != 0
-    assert codes[1] == 3
-    assert "another process of this job has ended" in log_of(tmp_path / "out", 0).read_text()

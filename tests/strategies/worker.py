@@ -23,6 +23,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
 from lightning_perf.strategies.exchange import Exchange
+from lightning_perf.strategies.local_sgd import adopt_state
 from lightning_perf.strategies.presets import PRESETS
 from tests.ranks import run_cases
 from tests.strategies.modules import make, rows
@@ -271,6 +272,32 @@ def check_again(folder: Path) -> dict[str, Any]:
     return {"equal": everywhere(found[0] == found[1])}
 
 
+def check_adopted_state(folder: Path) -> dict[str, Any]:
+    """Optimizer state of rank 0 on all of them, tensors and numbers, as if it had been sent whole; or none of it."""
+    rank, weights = dist.get_rank(), [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    for step in range(2 + rank):
+        for weight in weights:
+            weight.grad = torch.full_like(weight, 1.0 + rank + step)
+        optimizer.step()
+    optimizer.param_groups[0]["d"] = 0.5 + rank
+    optimizer.state[weights[0]]["more"] = [torch.full((2,), rank), {"count": rank}]
+    whole = [optimizer.state_dict()]
+    dist.broadcast_object_list(whole, src=0)
+    before = str(optimizer.state_dict())
+    adopted = adopt_state([optimizer])
+    equal = str(optimizer.state_dict()) == str(whole[0])
+    if rank == 1:
+        del optimizer.state[weights[1]]
+    kept = str(optimizer.state_dict())
+    refused = not adopt_state([optimizer]) and str(optimizer.state_dict()) == kept
+    return {
+        "adopted": everywhere(adopted and equal),
+        "differed": not everywhere(before == str(whole[0])),
+        "refused": everywhere(refused),
+    }
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Rows without a length: six on rank 0, ten on rank 1."""
 
@@ -383,6 +410,7 @@ def checks(folder: Path) -> dict[str, Callable[[], Any]]:
     cases["again"] = lambda: check_again(folder)
     cases["uneven_sized"] = lambda: check_uneven(folder, True)
     cases["uneven_stream"] = lambda: check_uneven(folder, False)
+    cases["adopted_state"] = lambda: check_adopted_state(folder)
     cases["hook"] = lambda: check_hook(folder)
     cases["refusals"] = lambda: check_refusals(folder)
     for preset in PRESETS:
