@@ -45,6 +45,7 @@ class Facts:
         headers: whether Python.h is there.
         malloc: why malloc cannot be tuned; None: it can.
         backends: of torch.distributed.
+        espeak: whether the command espeak-ng is there.
         system: the operating system.
     """
 
@@ -65,6 +66,7 @@ class Facts:
     headers: bool = True
     malloc: str | None = None
     backends: tuple[str, ...] = ()
+    espeak: bool = False
     system: str = ""
 
 
@@ -107,6 +109,7 @@ CONDITIONS: Mapping[str, Callable[[Facts], str | None]] = {
     "torch.distributed": lambda facts: None if facts.backends else "this build of torch has no torch.distributed",
     "bfloat16": lambda facts: None if facts.bfloat16 else "no native bfloat16; it changes nothing here",
     "glibc malloc": lambda facts: facts.malloc,
+    "espeak-ng": lambda facts: None if facts.espeak else "no espeak-ng (sudo apt-get install espeak-ng)",
     "int8 instructions": lambda facts: _no_int8(facts),
 }
 

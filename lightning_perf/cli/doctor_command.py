@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -64,6 +65,7 @@ def look() -> Facts:
         headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
         malloc=why_not(os.environ),
         backends=_backends(),
+        espeak=shutil.which("espeak-ng") is not None,
         system=str(here["os"]),
     )
 

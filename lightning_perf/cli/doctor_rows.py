@@ -17,6 +17,8 @@ PACKAGES = {
     "onnxruntime": ("onnxruntime", "deploy"),
     "openvino": ("openvino", "deploy"),
     "torch-pruning": ("torch_pruning", "prune"),
+    "rdkit": ("rdkit", "molecules"),
+    "django": ("django", "translation"),
 }
 #: Modules that Lightning, torchmetrics or torch import when they are there: a broken one breaks training.
 IMPORTED_WHEN_PRESENT = ("torchvision", "tensorboard", "triton")
@@ -69,6 +71,9 @@ FEATURES = (
     Feature("perf_ddp and its presets", ("torch.distributed",), ("PerfDDP", "pl", "link")),
     Feature("perf_ddp on GPUs", ("GPU", "NCCL")),
     Feature("recipes on bundled data", ("scikit-learn",), ("recipes",)),
+    Feature("recipe molecules on bundled data", ("rdkit",)),
+    Feature("recipe translation on bundled data", ("django",)),
+    Feature("recipe speech without a folder of recordings", ("espeak-ng",)),
 )
 
 

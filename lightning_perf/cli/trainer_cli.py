@@ -93,7 +93,7 @@ class PerfCLI(LightningCLI):
 
     def _tell(self, error: Exception) -> None:
         """End with the line of the config; return where the error is nobody's refusal, and needs its traceback."""
-        told = [one for one in self._refused if one.error is error or str(one.error) in str(error)]
+        told = [one for one in self._refused if one.error is error or (str(one.error) and str(one.error) in str(error))]
         if not told:
             return
         refused = told[-1]

@@ -122,6 +122,11 @@ class ChannelPruning(PerfCallback):
 
         def restore(module: Any, checkpoint: Mapping[str, Any]) -> None:
             state = pruned_state(checkpoint, self.state_key)
+            if state is not None and "left" not in state:
+                raise ValueError(
+                    "this checkpoint of ChannelPruning was saved by an older version, whose state ends at the shapes, and "
+                    "training cannot go on from it; load its weights with lightning_perf.load_pruned(module, path) instead."
+                )
             if state is not None:
                 for one in (module, *averaged_modules(trainer)):
                     reshape(one, state["shapes"])

@@ -237,12 +237,13 @@ def _names_by_identity(module: nn.Module) -> list[list[str]]:
 
 
 def _kept_indices(positions: Tensor, shape: torch.Size) -> dict[int, Tensor]:
-    """Which indices of each dimension are left, from a tensor of original positions; only dimensions that lost some."""
+    """Which indices of each dimension are left, on the CPU, from original positions; only dimensions that lost some."""
+    positions = positions.detach().cpu()
     if positions.shape == shape or positions.ndim == 0:
         return {}
     if positions.numel() == 0:
         raise ValueError(f"nothing would be left of a tensor of shape {tuple(shape)}")
-    coordinates = torch.unravel_index(positions.detach().round().long(), shape)
+    coordinates = torch.unravel_index(positions.round().long(), shape)
     keep, expected = {}, torch.zeros(positions.shape, dtype=torch.long)
     for dim, along in enumerate(coordinates):
         kept = along.movedim(dim, 0).reshape(along.size(dim), -1)[:, 0]
@@ -251,7 +252,7 @@ def _kept_indices(positions: Tensor, shape: torch.Size) -> dict[int, Tensor]:
         expected = expected + kept.view(view) * stride
         if len(kept) != shape[dim]:
             keep[dim] = kept
-    if not torch.equal(expected, positions.detach().round().long()):
+    if not torch.equal(expected, positions.round().long()):
         raise ValueError(f"what would be left of a tensor of shape {tuple(shape)} is no rectangle of it")
     return keep
 

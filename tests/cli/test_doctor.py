@@ -37,6 +37,7 @@ GOOD = Facts(
     bfloat16=True,
     compiler="/usr/bin/c++",
     backends=("gloo",),
+    espeak=True,
 )
 
 

@@ -120,6 +120,29 @@ def test_a_checkpoint_of_other_shapes(ns: ModuleType, quiet: dict[str, Any], tmp
     assert headless.net[4].weight.shape == (8, 8, 3, 3)
 
 
+def test_a_checkpoint_of_an_older_version(pl: ModuleType, quiet: dict[str, Any], tmp_path: Path) -> None:
+    """Training cannot go on from it, in words; the weights can be had."""
+    _, module = pruned(pl, quiet, tmp_path / "c.ckpt")
+    checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("ChannelPruning"))
+    del state["left"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"saved by an older version.*load_pruned"):
+        fit(pl, quiet, [lp.ChannelPruning(0.6, round_to=2)], make("plain", pl), ckpt_path=tmp_path / "old.ckpt")
+    loaded = lp.load_pruned(make("plain", pl), tmp_path / "old.ckpt")
+    assert torch.equal(loaded.net[0].weight, module.net[0].weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cut_on_a_gpu(pl: ModuleType, quiet: dict[str, Any]) -> None:
+    """Channels go there as on the CPU."""
+    module = make("plain", pl)
+    pruning = lp.ChannelPruning(0.6, round_to=2)
+    fit(pl, {**quiet, "accelerator": "gpu", "devices": 1}, [pruning], module)
+    assert any("cut from" in line for line in pruning.messages)
+
+
 def test_objects_in_a_checkpoint(pl: ModuleType, quiet: dict[str, Any], tmp_path: Path) -> None:
     """Some packages keep objects of their own in hyperparameters: not unpickled, unless the user has done it."""
     _, module = pruned(pl, quiet, tmp_path / "c.ckpt")

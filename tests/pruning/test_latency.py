@@ -158,7 +158,8 @@ def test_installed_runtimes(name: str) -> None:
     plain = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3))
     measured = Latency(plain, ((x,), {}), lambda net: net(x))
     assert {"eager", name} <= measured.seconds.keys()
-    assert measured.share_of(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))) > 0
+    assert measured.way in measured.seconds
+    assert not measured.left_out.get(name)
     refused = Latency(Branches(), ((x,), {}), lambda net: net(x))
     assert list(refused.seconds) == ["eager"]
     assert refused.left_out[name]

@@ -46,7 +46,7 @@ class Slow(ns.Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank == 1:
-            time.sleep(0.02)
+            time.sleep(0.05)
 
 
 class Look(ns.Callback):
