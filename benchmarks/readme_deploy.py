@@ -56,9 +56,9 @@ def _row(report: Report, net: str, batch: int, threads: int, goal: str) -> str:
     key = f"seconds_b{batch}_t{threads}"
     ours = _fastest(report, key, [v for v in report.variants if v.startswith("ours") and "int8" in v])
     floats = _fastest(report, key, [v for v in report.variants if v.startswith("ours") and "fp32" in v])
-    peers = [v for v in report.variants if v.startswith("peer") and (value(report, "error", v) or 0.0) <= RIGHT]
-    peer = _fastest(report, key, peers)
-    others = {"fp32 runtime": floats, "peer": peer}
+    errors = {v: value(report, "error", v) for v in report.variants if v.startswith("peer")}
+    peers = [v for v, error in errors.items() if error is not None and error <= RIGHT]
+    others = {"fp32 runtime": floats, **({"peer": _fastest(report, key, peers)} if peers else {})}
     beside = "; ".join(f"{_paired(report, key, ours, one):.2f}x vs best {words}" for words, one in others.items())
     size, full = (value(report, "file_bytes", one) or 0.0 for one in (ours, report.baseline))
     label = ours.removeprefix("ours ")

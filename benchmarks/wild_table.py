@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import re
 import tempfile
 import warnings
@@ -61,6 +62,8 @@ def cell(case: Case, row: Row, ours: Run | Exception, plain: Run, scores: Sequen
 
 def moved(loss: float, plain: Sequence[float]) -> str:
     """A loss beside the first of those without us, and whether the seeds alone explain it."""
+    if not math.isfinite(loss):
+        return f"{plain[0]:.4g} → **{loss:.4g}**"
     apart = loss - plain[0]
     word = "" if abs(apart) <= noise(plain) else ", worse" if apart > 0 else ", better"
     return f"{plain[0]:.4g} → {loss:.4g}{word}"

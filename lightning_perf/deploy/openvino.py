@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_perf._optional import require
+from lightning_perf.deploy.call import first_line
 from lightning_perf.deploy.onnx_export import graph_for
 from lightning_perf.deploy.onnx_graph import save
 from lightning_perf.deploy.onnx_runtime import opener
@@ -25,7 +26,7 @@ def build(source: Source, precision: str, folder: Path) -> list[Variant]:
 
     Raises:
         ImportError: OpenVINO is missing.
-        NotExportable: bf16 on a processor without it, or a module that has no ONNX form.
+        NotExportable: bf16 on a processor without it, a module that has no ONNX form, or an operator OpenVINO lacks.
     """
     runtime = require("openvino", extra="deploy", purpose="exporting to OpenVINO")
     if precision == BF16 and not bfloat16_is_native():
@@ -60,6 +61,8 @@ def _read(runtime: Any, model: Any, folder: Path) -> Any:
     save(model, path)
     try:
         return runtime.convert_model(str(path))
+    except Exception as error:  # OpenVINO's errors have no class in common but this one
+        raise NotExportable(f"OpenVINO cannot take it ({first_line(error)})") from error
     finally:
         path.unlink()
 

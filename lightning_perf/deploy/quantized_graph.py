@@ -218,7 +218,7 @@ def _range(graph: OnnxGraph, tensor: str, observed: Mapping[str, Range], known: 
     if tensor in known:
         return known[tensor]
     maker = graph.maker.get(tensor)
-    if maker is not None and maker.op_type in _SAME_RANGE and maker.input[0] not in graph.constants:
+    if maker is not None and _only_moves(graph, maker) and maker.input[0] not in graph.constants:
         return _range(graph, maker.input[0], observed, known)
     return observed[tensor]
 
@@ -238,12 +238,20 @@ def _reach_back(graph: OnnxGraph, known: dict[str, Range]) -> None:
     """A known range is also that of what is only moved into its place, so that a pool in between can work on the bytes."""
     for tensor in list(known):
         maker = graph.maker.get(tensor)
-        while maker is not None and maker.op_type in _SAME_RANGE:
+        while maker is not None and _only_moves(graph, maker):
             source = maker.input[0]
             if source in known or source in graph.constants or graph.only_reader(source) is None:
                 break
             known[source] = known[tensor]
             maker = graph.maker.get(source)
+
+
+def _only_moves(graph: OnnxGraph, node: Any) -> bool:
+    """Whether a node's output has no value but its input's and zero; a pad of another value makes new ones."""
+    if node.op_type != "Pad" or attribute(node, "mode", b"constant") != b"constant":
+        return node.op_type in _SAME_RANGE
+    fill = node.input[2] if len(node.input) > 2 else ""
+    return not fill or (fill in graph.constants and bool((graph.array(fill) == 0).all()))
 
 
 def _drop_relus(graph: OnnxGraph, grids: Mapping[str, tuple[np.float32, np.uint8]]) -> None:
@@ -253,7 +261,9 @@ def _drop_relus(graph: OnnxGraph, grids: Mapping[str, tuple[np.float32, np.uint8
         source = node.input[0] if node.op_type == "Relu" else ""
         grid = grids.get(node.output[0]) if source else None
         maker = graph.maker.get(source)
-        if grid is None or grid[1] != 0 or maker is None or source in grids or graph.only_reader(source) is None:
+        seen = node.output[0] in graph.outputs  # by the caller, in float
+        lone = maker is not None and graph.only_reader(source) is not None
+        if grid is None or grid[1] != 0 or source in grids or seen or maker is None or not lone:
             kept.append(node)
         else:
             outputs = [node.output[0] if name == source else name for name in maker.output]
@@ -266,6 +276,7 @@ def _on_bytes(graph: OnnxGraph, node: Any, grids: Mapping[str, Any]) -> bool:
     """Whether a node that only moves values around reads and writes the same grid, so that it can move the bytes."""
     return (
         node.op_type in _BYTE_MOVERS
+        and _only_moves(graph, node)
         and node.input[0] in grids
         and node.output[0] in grids
         and grids[node.input[0]] == grids[node.output[0]]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -171,18 +172,23 @@ class _OpenVINORun:
     """Calls of one request. Small inputs are copied into tensors that stay bound, since binding costs 25 us and more."""
 
     def __init__(self, openvino: Any, request: Any) -> None:
-        self._tensor, self._request = openvino.Tensor, request
+        self._tensor, self._request, self._lock = openvino.Tensor, request, Lock()
         self._bound: list[np.ndarray | None] = [None] * len(request.model_inputs)
         self._shared: list[np.ndarray | None] = [None] * len(request.model_inputs)  # keeps their memory alive
         self._outputs = [request.get_output_tensor(index) for index in range(len(request.model_outputs))]
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Arrays in, copies of the outputs out."""
+        """Arrays in, copies of the outputs out; one call at a time."""
+        with self._lock:
+            return self._run(arrays)
+
+    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         for index, array in enumerate(arrays):
             bound = self._bound[index]
             if bound is None or bound.shape != array.shape or bound.dtype != array.dtype:
                 small = array.nbytes <= _COPIED
-                source = np.array(array, order="C") if small else np.ascontiguousarray(array)
+                copied = small or not array.flags.writeable  # a tensor of OpenVINO's cannot share what is read-only
+                source = np.array(array, order="C") if copied else np.ascontiguousarray(array)
                 self._request.set_input_tensor(index, self._tensor(source, shared_memory=True))
                 self._shared[index], self._bound[index] = source, source if small else None
             else:

@@ -132,7 +132,9 @@ def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Argument
         with preserved_rng(), torch.no_grad():
             function(copy.deepcopy(batch), 0) if takes_index else function(copy.deepcopy(batch))
     except _Seen:
-        return seen[0]
+        reason = ""
     except Exception as error:  # a step that needs a Trainer, say; the next way is tried, and this is in the message
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-    return f"it does not call {method}"
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    else:
+        reason = f"it does not call {method}"
+    return seen[0] if seen else reason  # a step may catch what ends it

@@ -178,6 +178,24 @@ def test_calls_are_found_by_shape_where_no_step_tells() -> None:
         arguments_of(nn.Linear(3, 2), torch.ones(1, 3), "encode")
 
 
+def test_a_step_that_catches_everything_still_tells_its_call() -> None:
+    class Caught(nn.Module):
+        def forward(self, x: Tensor, flag: Tensor) -> Tensor:
+            return x * flag
+
+        def validation_step(self, batch: Any, index: int) -> Any:
+            try:
+                return self(batch[1], flag=batch[0])
+            except Exception:
+                return None
+
+    first, second = torch.ones(2), torch.zeros(2)
+    (args, kwargs), words = arguments_of(Caught(), [first, second], "forward")
+    assert args[0].tolist() == second.tolist()
+    assert kwargs["flag"].tolist() == first.tolist()
+    assert words == "forward() as validation_step calls it"
+
+
 def test_the_default_predict_step_is_not_asked(ns: ModuleType) -> None:
     """It would hand a whole batch, labels and all, to ``forward``."""
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,31 @@ def test_calls_of_changing_sizes_do_not_disturb_each_other(folder: Path, toy: Re
     for batch, ours, array in zip(batches, found, arrays, strict=True):
         torch.testing.assert_close(ours, toy(batch).detach(), rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(array, ours.numpy())
+
+
+def test_read_only_inputs_and_several_threads(folder: Path, toy: Residual) -> None:
+    """Arrays of a file or of another library may be read-only; calls from several threads wait for each other."""
+    model = serve.load(folder, "openvino-fp32", threads=1)
+    large = torch.randn(60, 3, 12, 12, generator=torch.Generator().manual_seed(5)).numpy()
+    large.flags.writeable = False
+    np.testing.assert_allclose(model(large), toy(torch.tensor(large)).detach(), rtol=1e-4, atol=1e-4)
+    singles = [large[index : index + 1] for index in range(60)]
+    with ThreadPoolExecutor(4) as workers:
+        for found, index in zip(workers.map(model, singles * 4), list(range(60)) * 4, strict=True):
+            np.testing.assert_allclose(found, toy(torch.tensor(singles[index])).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_openvino_lacks_leaves_the_other_runtimes(tmp_path: Path) -> None:
+    class Determinant(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.det(x)
+
+    source = source_of(Determinant(), torch.randn(4, 3, 3))
+    made = write_artifact(
+        source, tmp_path / "d.lpx", runtimes=["onnxruntime", "openvino"], precisions=["fp32"], rounds=0
+    )
+    assert list(made.manifest["variants"]) == ["onnxruntime-fp32"]
+    assert "OpenVINO cannot take it" in made.manifest["left_out"]["openvino-fp32"]
 
 
 SERVE = """

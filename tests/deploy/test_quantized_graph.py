@@ -193,6 +193,48 @@ def test_equal_constants_of_openvino_become_one_and_change_no_bit(source: Any, t
     np.testing.assert_array_equal(results[0], results[1])
 
 
+@pytest.mark.parametrize("fill", [0.25, 2.0])
+def test_a_pad_of_another_value_is_no_mover(fill: float) -> None:
+    """It does not become zeros, and is not rounded into a range that does not hold it."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(nn.functional.pad(torch.relu(self.one(x)), (1, 1, 1, 1), value=fill))
+
+    torch.manual_seed(3)
+    module = Padded().eval()
+    x = torch.randn(6, 3, 12, 12)
+    source = source_of(module, x)
+    model, _ = graph_for(source, "int8")
+    (pad,) = (node for node in model.graph.node if node.op_type == "Pad")
+    assert not pad.input[0].endswith("_q")
+    wanted = module(x).detach().numpy()
+    assert np.linalg.norm(run(model, x.numpy()) - wanted) / np.linalg.norm(wanted) < 0.05
+
+
+def test_a_relu_that_the_caller_sees_stays() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features = torch.relu(self.one(x))
+            return features, self.two(features)
+
+    torch.manual_seed(4)
+    module = Features().eval()
+    x = torch.randn(6, 3, 12, 12)
+    found = run(graph_for(source_of(module, x), "int8")[0], x.numpy())
+    wanted = module(x)[0].detach().numpy()
+    assert found.min() >= 0
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.05
+
+
 def test_a_graph_without_weights_is_refused() -> None:
     graph = OnnxGraph(float_graph(source_of(nn.Softmax(-1), torch.randn(2, 3)), "fp32"))
     with pytest.raises(ValueError, match=r"no layer of the graph can be quantized.*leave int8 out"):
