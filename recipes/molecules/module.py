@@ -24,7 +24,8 @@ class PropertyRegressor(L.LightningModule):
 
     Example::
 
-        >>> batch = graphs.join([graphs.graph("CCO", -5.0), graphs.graph("c1ccccc1", -0.9)])
+        >>> bonds = torch.tensor([[0, 1], [1, 0]])  # of a molecule with two atoms; beside it one of a single atom
+        >>> batch = Graphs(torch.zeros(3, 26), bonds, torch.zeros(2, 6), torch.tensor([0, 0, 1]), torch.zeros(2))
         >>> PropertyRegressor(mean=-3.8, scale=3.8)(batch).shape
         torch.Size([2])
     """

@@ -37,7 +37,7 @@ class MessagePassingNetwork(nn.Module):
     Example::
 
         >>> sum(p.numel() for p in MessagePassingNetwork(64, 3).parameters())
-        43009
+        44353
     """
 
     def __init__(self, width: int, layers: int) -> None:

@@ -98,13 +98,19 @@ def folder(to_say: Sequence[Saying], rate: int) -> Path:
     `~/.cache/espeak-speech`.
 
     Raises:
-        ValueError: a text that cannot name a folder.
+        ValueError: a text that cannot name a folder; two texts that name the same one.
         FileNotFoundError: espeak-ng is not installed.
         RuntimeError: espeak-ng failed, at an unknown voice for example.
     """
     for text in {one.text for one in to_say}:
         if not text or text.startswith(("_", ".")) or "/" in text:
             raise ValueError(f"{text!r} cannot be a word: it names a folder, without '/' and with a letter in front.")
+    texts: dict[str, str] = {}
+    for one in to_say:
+        name = one.path.partition("/")[0]
+        other = texts.setdefault(name, one.text)
+        if other != one.text:
+            raise ValueError(f"{other!r} and {one.text!r} both name the folder {name!r}: leave one of them out.")
     version = _run("--version").stdout.decode().partition("Data at")[0]
     content = json.dumps([version, rate, *(astuple(one) for one in to_say)])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espeak-speech"

@@ -25,14 +25,14 @@ def find(root: Path, words: Sequence[str] | None = None) -> list[Clip]:
     """The clips `root/WORD/SPEAKER_nohash_N.wav` of the given or all words, in order of words and names.
 
     The layout of Speech Commands (Warden 2018, https://arxiv.org/abs/1804.03209). Without `_nohash_` the whole name is
-    the speaker. Folders that start with `_`, such as `_background_noise_`, are no words.
+    the speaker; `.WAV` is read as `.wav`. Folders that start with `_`, such as `_background_noise_`, are no words.
 
     Raises:
         ValueError: `root` is no folder, lacks one of the words, or holds fewer than two words.
     """
     if not root.is_dir():
         raise ValueError(f"root={str(root)!r} is no folder: name one with wavs as WORD/*.wav.")
-    found = {one.name: sorted(one.glob("*.wav")) for one in sorted(root.iterdir()) if one.is_dir()}
+    found = {one.name: _wavs(one) for one in sorted(root.iterdir()) if one.is_dir()}
     found = {name: files for name, files in found.items() if files and not name.startswith(("_", "."))}
     lacking = sorted(set(words or ()) - set(found))
     if lacking:
@@ -59,7 +59,7 @@ def split(groups: Sequence[str], val_share: float, test_share: float, seed: int)
     Example::
 
         >>> split(["anna", "anna", "ben", "carl"], val_share=0.3, test_share=0.3, seed=0)
-        {'train': [3], 'val': [0, 1], 'test': [2]}
+        {'train': [2], 'val': [3], 'test': [0, 1]}
     """
     names = sorted(set(groups))
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -76,6 +76,10 @@ def split(groups: Sequence[str], val_share: float, test_share: float, seed: int)
     for index, group in enumerate(groups):
         parts[part_of.get(group, "train")].append(index)
     return parts
+
+
+def _wavs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".wav")
 
 
 def _lists(root: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ class KeywordSpotter(L.LightningModule):
     Logs `train_loss`, `train_acc`, `val_loss`, `val_acc`, `test_loss` and `test_acc`.
 
     Raises:
-        ValueError: `kernel` is even; a batch with another number of mel bands.
+        ValueError: `kernel` is even; a batch with another number of mel bands, or with a label beyond `num_classes`.
 
     Example::
 
@@ -41,6 +41,7 @@ class KeywordSpotter(L.LightningModule):
             raise ValueError(f"kernel={kernel} is even and has no middle: choose {kernel + 1}.")
         self.save_hyperparameters()
         self.mels = mels
+        self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
         self.net = TemporalResNet(mels, num_classes, width, kernel, dropout)
@@ -60,7 +61,7 @@ class KeywordSpotter(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         levels, labels = batch
         logits = self(levels)
-        loss = F.cross_entropy(logits, labels)
+        loss = self._loss(logits, labels)
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         self.train_acc(logits, labels)
         self.log("train_acc", self.train_acc, on_step=False, on_epoch=True)
@@ -69,14 +70,14 @@ class KeywordSpotter(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         levels, labels = batch
         logits = self(levels)
-        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True)
+        self.log("val_loss", self._loss(logits, labels), prog_bar=True)
         self.val_acc(logits, labels)
         self.log("val_acc", self.val_acc, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         levels, labels = batch
         logits = self(levels)
-        self.log("test_loss", F.cross_entropy(logits, labels))
+        self.log("test_loss", self._loss(logits, labels))
         self.test_acc(logits, labels)
         self.log("test_acc", self.test_acc)
 
@@ -87,3 +88,13 @@ class KeywordSpotter(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # Only where looking does not wait for a device; a GPU ends with an assertion of its own.
+        highest = int(labels.max()) if labels.device.type == "cpu" else 0
+        if highest >= self.num_classes:
+            raise ValueError(
+                f"label {highest} does not fit num_classes={self.num_classes}: give the model as many classes as the data "
+                f"has words (on the command line --model.init_args.num_classes={highest + 1}, or more)."
+            )
+        return F.cross_entropy(logits, labels)

@@ -30,7 +30,7 @@ class Translator(L.LightningModule):
 
     Example::
 
-        >>> sources, targets = tokens.join([(tokens.encode("red"), tokens.encode("rot"))])
+        >>> sources, targets = torch.tensor([[1, 117, 104, 103, 2]]), torch.tensor([[1, 117, 114, 119, 2]])  # red, rot
         >>> Translator(width=32, layers=1, heads=2)(sources, targets).shape
         torch.Size([1, 5, 259])
     """

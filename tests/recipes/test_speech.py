@@ -166,6 +166,14 @@ def test_a_folder_is_read_by_hand(tmp_path: Path) -> None:
     assert [clip.part for clip in folder.find(tmp_path)] == ["val", "train", "test"]
 
 
+def test_suffixes_in_capitals_are_read(tmp_path: Path) -> None:
+    for name in ("yes/a_nohash_0.WAV", "yes/b.wav", "no/c.Wav", "no/d.WAVE"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [(clip.word, clip.speaker, clip.path.name) for clip in folder.find(tmp_path)]
+    assert found == [("no", "c", "c.Wav"), ("yes", "a", "a_nohash_0.WAV"), ("yes", "b", "b.wav")]
+
+
 def test_nobody_is_in_two_parts() -> None:
     groups = [f"s{index % 20}" for index in range(100)]
     parts = folder.split(groups, val_share=0.2, test_share=0.1, seed=0)
@@ -222,6 +230,11 @@ def test_without_espeak_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_text_that_names_no_folder_is_refused() -> None:
     with pytest.raises(ValueError, match="'and/or' cannot be a word"):
         espeak.folder([espeak.Saying("and/or", "en-us")], 16_000)
+
+
+def test_two_texts_of_one_folder_are_refused() -> None:
+    with pytest.raises(ValueError, match="'ice cream' and 'ice_cream' both name the folder 'ice_cream': leave one"):
+        espeak.folder(espeak.sayings(["ice cream", "two", "ice_cream"], ["en-us"], 2, 1.0, seed=0), 16_000)
 
 
 # --- module and data --------------------------------------------------------------------------------------------------
@@ -302,5 +315,11 @@ def test_wrong_sizes_and_loaders_before_setup_say_so() -> None:
         KeywordSpotter(kernel=8)
     with pytest.raises(ValueError, match=r"spectra of 80 bands do not fit mels=40: .*--model.init_args.mels=80"):
         KeywordSpotter()(torch.zeros(2, 80, 101))
+    module, levels = KeywordSpotter(num_classes=10), torch.zeros(2, 40, 101)
+    for step in (module.training_step, module.validation_step, module.test_step):
+        with pytest.raises(
+            ValueError, match=r"label 34 does not fit num_classes=10: .*--model.init_args.num_classes=35"
+        ):
+            step((levels, torch.tensor([9, 34])), 0)
     with pytest.raises(ValueError, match=r"call prepare_data\(\) and setup\('fit'\) first"):
         SpeechData().train_dataloader()

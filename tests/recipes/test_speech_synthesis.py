@@ -191,6 +191,12 @@ def test_wrong_sizes_and_loaders_before_setup_say_so() -> None:
     batch = (torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 80, 5), torch.tensor([5]))
     with pytest.raises(ValueError, match=r"spectra of 80 bands do not fit mels=40: .*--model.init_args.mels=80"):
         MelSynthesiser().validation_step(batch, 0)
+    batch = (torch.tensor([[27, 30]]), torch.zeros(1, 40, 5), torch.tensor([5]))
+    module = MelSynthesiser(letters=27)
+    for step in (module.training_step, module.validation_step, module.test_step, module.predict_step):
+        with pytest.raises(ValueError, match=r"letter 30 does not fit letters=27: .*--model.init_args.letters=30"):
+            step(batch, 0)
+    assert module.predict_step((torch.tensor([[27, 1]]), *batch[1:]), 0).shape[:2] == (1, 40)  # the last letter
     with pytest.raises(ValueError, match=r"call prepare_data\(\) and setup\('fit'\) first"):
         SpokenTextData().val_dataloader()
 

@@ -51,7 +51,7 @@ class MelSynthesiser(L.LightningModule):
         weight_decay: of AdamW.
 
     Raises:
-        ValueError: `kernel` is even; a batch with another number of mel bands.
+        ValueError: `kernel` is even; a batch with another number of mel bands, or with a letter beyond `letters`.
 
     Example::
 
@@ -79,6 +79,7 @@ class MelSynthesiser(L.LightningModule):
         if kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} is even and has no middle: choose {kernel + 1}.")
         self.save_hyperparameters()
+        self.letters = letters
         self.mels = mels
         self.mean = mean
         self.scale = scale
@@ -104,6 +105,7 @@ class MelSynthesiser(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Levels (B, mels, T) in dB of the texts, as long as the network finds; the clips are not looked at."""
+        self._check_letters(batch[0])
         return self(batch[0])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -122,6 +124,7 @@ class MelSynthesiser(L.LightningModule):
                 f"spectra of {levels.shape[1]} bands do not fit mels={self.mels}: give model and data the same "
                 f"(on the command line --model.init_args.mels={levels.shape[1]})."
             )
+        self._check_letters(letters)
         lengths, said = self.net(letters, frames)
         inside = (torch.arange(levels.shape[2], device=frames.device) < frames.unsqueeze(1)).unsqueeze(1)
         away = distance(said * self.scale + self.mean, levels, inside)
@@ -132,6 +135,15 @@ class MelSynthesiser(L.LightningModule):
         self.log(f"{part}_distance", away, on_step=False, on_epoch=True, prog_bar=True, batch_size=int(frames.sum()))
         self.log(f"{part}_length_error", 100 * length_error, on_step=False, on_epoch=True, batch_size=len(frames))
         return loss, levels, inside
+
+    def _check_letters(self, letters: Tensor) -> None:
+        # Only where looking does not wait for a device; a GPU ends with an assertion of its own.
+        highest = int(letters.max()) if letters.device.type == "cpu" else 0
+        if highest > self.letters:
+            raise ValueError(
+                f"letter {highest} does not fit letters={self.letters}: give the model as many letters as the "
+                f"alphabet of the data has (on the command line --model.init_args.letters={highest}, or more)."
+            )
 
 
 def distance(said: Tensor, levels: Tensor, inside: Tensor) -> Tensor:
