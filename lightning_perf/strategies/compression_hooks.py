@@ -36,17 +36,17 @@ class Bfloat16Hook:
     def reduce(self, state: Any, bucket: GradBucket) -> Result:
         """DDP's hook."""
         buffer, size = bucket.buffer(), dist.get_world_size(self._group)
-        if buffer.dtype in _HALF:
-            return _reduced(buffer.div_(size), self._group).then(lambda future: future.value()[0])
+        half = buffer.dtype in _HALF
         if size > 2:
-            small = (buffer / size).to(torch.bfloat16)
+            small = buffer.div_(size) if half else (buffer / size).to(torch.bfloat16)
             return _reduced(small, self._group).then(lambda future: buffer.copy_(future.value()[0]))
+        wide = torch.float32 if half else buffer.dtype
 
         def add(both: list[Tensor]) -> Tensor:
-            torch.add(both[0].to(buffer.dtype), both[1].to(buffer.dtype), out=buffer)
-            return buffer.div_(2)
+            return torch.add(both[0].to(wide).div_(2), both[1].to(wide), alpha=0.5, out=buffer)
 
-        return self._exchange.start(bucket, buffer.to(torch.bfloat16), add)
+        # Buckets that are half as wide already go the same way: the exchange waits in the last one, whichever that is.
+        return self._exchange.start(bucket, buffer if half else buffer.to(torch.bfloat16), add)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
