@@ -22,7 +22,6 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
-from lightning_perf.strategies.compression_hooks import compress
 from lightning_perf.strategies.exchange import Exchange
 from lightning_perf.strategies.local_sgd import adopt_state
 from lightning_perf.strategies.presets import PRESETS
@@ -238,43 +237,6 @@ def check_exchange(compression: str, folder: Path) -> dict[str, Any]:
     }
 
 
-class Mixed(torch.nn.Module):
-    """Float32 around two layers in bfloat16: DDP's last bucket holds some of these."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.middle = (torch.nn.Linear(8, 8, dtype=torch.bfloat16) for _ in range(2))
-        self.last = torch.nn.Linear(8, 8)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.last(self.middle(self.first(rows.bfloat16()).relu()).float())
-
-
-def check_mixed() -> dict[str, Any]:
-    """Gradients of three backwards with each compression, in units of the largest one, beside those of plain ddp."""
-    generator = torch.Generator().manual_seed(dist.get_rank())
-    batches = [torch.randn(4, 8, generator=generator) for _ in range(3)]
-
-    def go(compression: str | None) -> list[torch.Tensor]:
-        torch.manual_seed(5)
-        wrapper = torch.nn.parallel.DistributedDataParallel(Mixed())
-        if compression is not None:
-            compress(wrapper, compression, None, print)
-        found = []
-        for batch in batches:
-            wrapper.zero_grad()
-            wrapper(batch).square().mean().backward()
-            found += [one.grad.float() for one in wrapper.parameters() if one.grad is not None]
-        return found
-
-    plain = go(None)
-    found = {}
-    for compression in ("bf16", "int8"):
-        pairs = list(zip(plain, go(compression), strict=True))
-        found[compression] = max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
-    return {"gradients": len(plain), "apart": found}
-
-
 def check_resume(folder: Path) -> dict[str, Any]:
     """int8 with error feedback: a run resumed after epoch 1 equals the uninterrupted one, on every rank."""
     case = CASE["sgd"]
@@ -444,7 +406,6 @@ def checks(folder: Path) -> dict[str, Callable[[], Any]]:
         cases[f"{preset}-{name}"] = lambda preset=preset, name=name: check_near(preset, CASE[name], folder)
     for compression in ("bf16", "int8"):
         cases[f"exchange-{compression}"] = lambda compression=compression: check_exchange(compression, folder)
-    cases["mixed"] = check_mixed
     cases["resume"] = lambda: check_resume(folder / "resume")
     cases["again"] = lambda: check_again(folder)
     cases["uneven_sized"] = lambda: check_uneven(folder, True)
