@@ -28,7 +28,7 @@ from torch import nn
 
 import lightning_perf as lp
 from benchmarks.channel_rivals import TorchPruningByHand
-from benchmarks.channel_runs import Folder, Timed, arguments, of_shapes, quiet, shapes_in
+from benchmarks.channel_runs import Folder, Timed, arguments, of_shapes, pairs, quiet, shapes_in
 from benchmarks.goals import RESULTS, quiet_trainer
 from lightning_perf.host import seed_everything
 from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
@@ -102,26 +102,31 @@ def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dic
 def table(folder: Folder) -> None:
     """Print the report and how the goals stand."""
     runs = list(folder.runs(VARIANTS))
-    ends = {name: [run.quantities["final_metric"] or 0.0 for run in runs if run.variant == name] for name in VARIANTS}
-    if not ends["dense"]:
+    if not any(run.variant == "dense" for run in runs):
         print(f"{len(runs)} runs, none of them dense: too few for a table.")
         return
     rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy"), MACS, PARAMETERS, TRAIN_SECONDS]
     report = Report("ResNet-20 on Fashion-MNIST, channels pruned", "dense", runs, rows)
     print(report.table())
     report.to_json(folder.path.with_suffix(".json"))
-    mean = {name: 100 * statistics.fmean(values) for name, values in ends.items() if values}
+    print(*verdicts(runs), sep="\n")
+
+
+def verdicts(runs: Sequence[Run]) -> list[str]:
+    """How the goals stand, a line each; over the seeds that both sides of a comparison have."""
+    lines = []
     for part, goal in GOALS.items():
-        ours = mean.get(f"ours {part}")
-        if ours is None:
-            continue
-        drop = mean["dense"] - ours
-        print(f"GOAL MACs/{part}: drop <= {goal} points: {drop:.2f}: {'met' if drop <= goal else 'NOT met'}")
-        for rival in RIVALS:
-            theirs = mean.get(f"{rival} {part}")
-            if theirs is not None:
-                met = "met" if ours >= theirs else "NOT met"
-                print(f"GOAL MACs/{part}: not below {rival}: {ours - theirs:+.2f} points: {met}")
+        for rival in ("dense", *(f"{name} {part}" for name in RIVALS)):
+            ours, theirs = pairs(runs, f"ours {part}", rival, "final_metric")
+            if not ours:
+                continue
+            ahead = 100 * (statistics.fmean(ours) - statistics.fmean(theirs))
+            if rival == "dense":
+                text, met = f"drop <= {goal} points: {-ahead:.2f}", -ahead <= goal
+            else:
+                text, met = f"not below {rival.rpartition(' ')[0]}: {ahead:+.2f} points", ahead >= 0
+            lines.append(f"GOAL MACs/{part}, {len(ours)} seeds: {text}: {'met' if met else 'NOT met'}")
+    return lines
 
 
 def main(args: Sequence[str] | None = None) -> None:

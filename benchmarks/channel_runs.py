@@ -65,6 +65,14 @@ class Folder:
                 yield Run(**content)
 
 
+def pairs(runs: Sequence[Run], one: str, other: str, key: str) -> tuple[list[float], list[float]]:
+    """The quantity ``key`` of two variants, over the seeds that both have a run of."""
+    found = {name: {run.seed: run.value(key) for run in runs if run.variant == name} for name in (one, other)}
+    both = [(found[one][seed], found[other][seed]) for seed in sorted(found[one].keys() & found[other].keys())]
+    known = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    return [ours for ours, _ in known], [theirs for _, theirs in known]
+
+
 class Timed(pl.Callback):
     """Seconds of the training."""
 

@@ -24,7 +24,7 @@ from lightning_perf.strategies.auto import (
 )
 from lightning_perf.strategies.auto_understudy import Understudy
 from lightning_perf.strategies.buffer_sync import any_rank
-from lightning_perf.strategies.compression_hooks import MOST_INT8
+from lightning_perf.strategies.compression import MOST_INT8
 from lightning_perf.strategies.ddp_arguments import accumulates, ddp_arguments
 from lightning_perf.strategies.link import Link, probe_link
 from lightning_perf.strategies.prediction import Wire, Work, predict
@@ -235,7 +235,8 @@ class Trials:
         """What a step does: ``compute`` seconds without exchange, ``logged`` values that are reduced."""
         trainer, module = self._trainer, self._trainer.lightning_module
         batches = trainer.accumulate_grad_batches if module.automatic_optimization else 1
-        sends = self._strategy._given_kwargs.get("forward_sync_buffers", True) is not False
+        given = self._strategy._given_kwargs
+        sends = given.get("forward_sync_buffers", True) is not False
         return Work(
             (1 - _BACKWARD) * compute / batches,
             _BACKWARD * compute / batches,
@@ -244,6 +245,7 @@ class Trials:
             buffer_bytes=sum(one.numel() * one.element_size() for one in module.buffers()) if sends else 0,
             synced=-(-logged // batches),
             asked=hasattr(type(trainer.fit_loop.epoch_loop), "_broadcast_sigterm_tensor"),
+            skips_unused=bool(given.get("skip_all_reduce_unused_params")),
         )
 
     def _wire(self, link: Link) -> Wire:

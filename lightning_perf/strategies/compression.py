@@ -10,6 +10,37 @@ from torch import Tensor
 #: Elements that share a scale. The scale costs 4 bytes: 1.6 % on top of the codes.
 BLOCK = 256
 _LARGEST = 127.0
+#: Every process sends its int8 gradients to every other one: from 5 processes on bfloat16, added on the way, is less.
+MOST_INT8 = 4
+
+
+def travels_as(compression: str | None, world_size: int) -> str | None:
+    """What gradients are sent as, among so many processes.
+
+    Example::
+
+        >>> travels_as("int8", 4), travels_as("int8", 5), travels_as(None, 5)
+        ('int8', 'bf16', None)
+    """
+    return "bf16" if compression == "int8" and world_size > MOST_INT8 else compression
+
+
+def swaps(compression: str | None, world_size: int, *, on_cpu: bool, skips_unused: bool = False) -> bool:
+    """Whether processes send their gradients straight to each other, rather than by a collective of the backend.
+
+    Args:
+        compression: ``None``, ``"bf16"`` or ``"int8"``, as asked for.
+        world_size: number of processes.
+        on_cpu: whether gradients are on the CPU.
+        skips_unused: whether DDP leaves out buckets that no process used (``skip_all_reduce_unused_params``).
+
+    Example::
+
+        >>> [swaps("bf16", 2, on_cpu=True), swaps("bf16", 3, on_cpu=True), swaps("int8", 3, on_cpu=True)]
+        [True, False, True]
+    """
+    sent = travels_as(compression, world_size)
+    return on_cpu and not skips_unused and (sent == "int8" or (sent == "bf16" and world_size == 2))
 
 
 def padded(numel: int) -> int:

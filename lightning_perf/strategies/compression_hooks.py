@@ -13,12 +13,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import GradBucket  # pyright: ignore[reportPrivateImportUsage]
 
-from lightning_perf.strategies.compression import mean_of_payloads, padded, quantize_with_feedback
+from lightning_perf.strategies.compression import (
+    MOST_INT8,
+    mean_of_payloads,
+    padded,
+    quantize_with_feedback,
+    swaps,
+    travels_as,
+)
 from lightning_perf.strategies.exchange import Exchange, Result
 
 _HALF = (torch.bfloat16, torch.float16)
-#: Every process sends its int8 gradients to every other one: from 5 processes on bfloat16, added on the way, is less.
-MOST_INT8 = 4
 _STATE = "lightning_perf_ddp"
 
 
@@ -36,17 +41,17 @@ class Bfloat16Hook:
     def reduce(self, state: Any, bucket: GradBucket) -> Result:
         """DDP's hook."""
         buffer, size = bucket.buffer(), dist.get_world_size(self._group)
-        if buffer.dtype in _HALF:
-            return _reduced(buffer.div_(size), self._group).then(lambda future: future.value()[0])
+        half = buffer.dtype in _HALF
         if size > 2:
-            small = (buffer / size).to(torch.bfloat16)
+            small = buffer.div_(size) if half else (buffer / size).to(torch.bfloat16)
             return _reduced(small, self._group).then(lambda future: buffer.copy_(future.value()[0]))
+        wide = torch.float32 if half else buffer.dtype
 
         def add(both: list[Tensor]) -> Tensor:
-            torch.add(both[0].to(buffer.dtype), both[1].to(buffer.dtype), out=buffer)
-            return buffer.div_(2)
+            return torch.add(both[0].to(wide).div_(2), both[1].to(wide), alpha=0.5, out=buffer)
 
-        return self._exchange.start(bucket, buffer.to(torch.bfloat16), add)
+        # Buckets that are half as wide already go the same way: the exchange waits in the last one, whichever that is.
+        return self._exchange.start(bucket, buffer if half else buffer.to(torch.bfloat16), add)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -134,8 +139,9 @@ def compress(
     """Have DDP's ``wrapper`` send its gradients compressed; returns what then has state, starting from ``residuals``."""
     group, size = wrapper.process_group, dist.get_world_size(wrapper.process_group)
     on_cpu = next(wrapper.module.parameters()).device.type == "cpu"
-    exchange = Exchange(group, swaps=on_cpu and not wrapper.skip_all_reduce_unused_params)
-    if compression == "int8" and size <= MOST_INT8:
+    skips = wrapper.skip_all_reduce_unused_params
+    exchange = Exchange(group, swaps=swaps(compression, size, on_cpu=on_cpu, skips_unused=skips))
+    if travels_as(compression, size) == "int8":
         hook = Int8Hook(exchange, wrapper.module)
         if residuals is not None:
             hook.load_state_dict(residuals)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_perf.host import is_a
+from lightning_perf.strategies.compression import swaps
 from lightning_perf.strategies.link import Link, bucket_mib, exchange_mib, probe_link
 from lightning_perf.strategies.presets import Preset
 
@@ -37,7 +38,12 @@ def ddp_arguments(
         arguments["static_graph"] = True
     if preset.probes_buckets:
         ours = _overlapping(trainer.lightning_module, device, say, link or probe_link(device))
-    elif preset.compression and device.type == "cpu":
+    elif swaps(
+        preset.compression,
+        trainer.world_size,
+        on_cpu=device.type == "cpu",
+        skips_unused=bool(arguments.get("skip_all_reduce_unused_params")),
+    ):
         ours = {"bucket_cap_mb": exchange_mib(_gradient_bytes(trainer.lightning_module))}
     else:
         return arguments

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,17 @@ Result = torch.futures.Future[torch.Tensor]
 #: Messages are told apart from those of the user's own code, and from those of exchanges that are no more, by tags of 31
 #: bits: a one, 14 for the exchange and 16 for the bucket.
 _NUMBERS, _MARK = count(), 1 << 30
+#: What was on its way when an exception ended a backward. gloo stalls a link for good once a process lets go of a message
+#: that the other one still sends or awaits, and a later fit in these processes uses the same link.
+_HELD: list[tuple[Tensor, Any]] = []
+#: Those whose messages :func:`hold_all` holds.
+_LIVING: WeakSet[Any] = WeakSet()
+
+
+def hold_all() -> None:
+    """Keep what all exchanges await for as long as this process lives: an exception has ended a fit."""
+    for one in list(_LIVING):
+        one.hold()
 
 
 class _Expected(NamedTuple):
@@ -51,13 +63,25 @@ class Exchange:
     """
 
     def __init__(self, group: Any, *, swaps: bool) -> None:
+        self._pending: list[_Pending] = []
+        self._expected: dict[int, _Expected] = {}
         self._group, self._rank, self._size = group, dist.get_rank(group), dist.get_world_size(group)
         self._swaps = swaps
         self._others = [(self._rank + step) % self._size for step in range(1, self._size)]
         self._tags: dict[tuple[Any, ...], int] = {}
-        self._expected: dict[int, _Expected] = {}
-        self._pending: list[_Pending] = []
         self._first_tag = _MARK | self._agreed(next(_NUMBERS)) % (1 << 14) << 16 if swaps else 0
+        _LIVING.add(self)
+
+    def __del__(self) -> None:
+        if self._pending:
+            self.hold()
+
+    def hold(self) -> None:
+        """Keep every message that is on its way or awaited for as long as this process lives."""
+        for one in self._pending:
+            _HELD.extend((one.message, work) for work in one.sends)
+        for expected in (*self._expected.values(), *(one.expected for one in self._pending)):
+            _HELD.extend(zip(expected.received.values(), expected.works, strict=True))
 
     def start(self, bucket: GradBucket, message: Tensor, finish: Callable[[list[Tensor]], Tensor]) -> Result:
         """Send ``message``; ``finish`` gets those of all processes, in the order of their ranks, and gives the result.
@@ -68,8 +92,6 @@ class Exchange:
         if not self._swaps:
             return self._gather(message, finish)
         index = bucket.index()
-        if index == 0:
-            self._pending = []  # of a backward that an exception ended
         expected = self._expected.pop(index, None)
         if expected is None or not expected.fits(message):
             expected = self._expect(index, {peer: torch.empty_like(message) for peer in self._others})
@@ -92,14 +114,14 @@ class Exchange:
 
     def _settle(self) -> None:
         """Wait for every bucket and finish it; what follows is expected at once, so that nobody waits for our notice."""
-        pending, self._pending = self._pending, []
-        for one in pending:
+        for one in self._pending:
             for work in (*one.expected.works, *one.sends):
                 work.wait()
             received = one.expected.received
             messages = [one.message if rank == self._rank else received[rank] for rank in range(self._size)]
             one.future.set_result(one.finish(messages))
             self._expected[one.bucket] = self._expect(one.bucket, received)
+        self._pending = []
 
     def _expect(self, index: int, received: dict[int, Tensor]) -> _Expected:
         works = [self._receive(one, peer, self._tag(index, one)) for peer, one in received.items()]

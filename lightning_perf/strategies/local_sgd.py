@@ -50,18 +50,21 @@ class LocalPeriod:
         return True
 
 
-def average(tensors: Iterable[Tensor]) -> None:
-    """Replace every tensor, in place, by its mean over all processes; integers become those of rank 0."""
+def average(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Replace every tensor, in place, by its mean over all processes; integers become those of rank 0.
+
+    They travel from ``device``, wherever they are: not every backend has a way for tensors on the CPU.
+    """
     floating, others = [], []
     for tensor in tensors:
         (floating if tensor.is_floating_point() or tensor.is_complex() else others).append(tensor)
-    _together(floating, _mean)
-    as_on_zero(others)
+    _together(floating, _mean, device)
+    as_on_zero(others, device)
 
 
-def as_on_zero(tensors: Iterable[Tensor]) -> None:
-    """Replace every tensor, in place, by that of rank 0."""
-    _together(tensors, lambda flat: dist.broadcast(flat, src=0))
+def as_on_zero(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Replace every tensor, in place, by that of rank 0; they travel from ``device``."""
+    _together(tensors, lambda flat: dist.broadcast(flat, src=0), device)
 
 
 def _mean(flat: Tensor) -> None:
@@ -69,25 +72,28 @@ def _mean(flat: Tensor) -> None:
     flat /= dist.get_world_size()
 
 
-def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
-    """Call ``collective`` on flat copies of many tensors at a time, and write back what it made of them."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object], device: torch.device) -> None:
+    """Call ``collective`` on flat copies, on ``device``, of many tensors at a time; write back what it made of them."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel():
-            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+            kinds.setdefault(tensor.dtype, []).append(tensor)
     for alike in kinds.values():
         for chunk in _chunks(alike):
-            flat = torch.cat([tensor.reshape(-1) for tensor in chunk])
+            flat = torch.cat([tensor.reshape(-1).to(device) for tensor in chunk])
             collective(flat)
             parts = flat.split([tensor.numel() for tensor in chunk])
             for tensor, part in zip(chunk, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
 
-def average_module(module: nn.Module, shadows: Iterable[Tensor] = ()) -> None:
-    """Average all parameters, whichever optimizer moves them, all buffers, and what is kept beside them (``shadows``)."""
+def average_module(module: nn.Module, device: torch.device, shadows: Iterable[Tensor] = ()) -> None:
+    """Average all parameters, whichever optimizer moves them, all buffers, and what is kept beside them (``shadows``).
+
+    ``device`` is that of the process, from which tensors travel.
+    """
     with torch.no_grad():
-        average([*(parameter.data for parameter in module.parameters()), *module.buffers(), *shadows])
+        average([*(parameter.data for parameter in module.parameters()), *module.buffers(), *shadows], device)
 
 
 @dataclass
@@ -113,8 +119,10 @@ class _Leaves:
         return zlib.crc32(repr((shapes, len(self.numbers))).encode())
 
 
-def adopt_state(optimizers: Iterable[Optimizer]) -> bool:
+def adopt_state(optimizers: Iterable[Optimizer], device: torch.device) -> bool:
     """Have all processes go on with the optimizer state of rank 0, as after a restore; collective.
+
+    Tensors travel from ``device``: Adam's count of steps, for one, is on the CPU.
 
     Returns:
         False, and nothing has changed, if a process has state of other parameters or other shapes.
@@ -129,7 +137,7 @@ def adopt_state(optimizers: Iterable[Optimizer]) -> bool:
     if len(set(layouts)) > 1:
         return False
     with torch.no_grad():
-        as_on_zero(leaves.tensors)
+        as_on_zero(leaves.tensors, device)
     told = [[place[key] for place, key in leaves.numbers]]
     dist.broadcast_object_list(told, src=0)
     for (place, key), value in zip(leaves.numbers, told[0], strict=True):

@@ -52,9 +52,10 @@ class LocalSteps:
         """Make the weights of all processes equal, and what is kept beside them, if a local step has parted them."""
         if not self._parted:
             return
-        self._parted = False
+        shadows = [shadow for _, shadow in shadows_of(self._trainer)]
         with exchanging(self._trainer):
-            average_module(self._trainer.lightning_module, [shadow for _, shadow in shadows_of(self._trainer)])
+            average_module(self._trainer.lightning_module, self._trainer.strategy.root_device, shadows)
+        self._parted = False
 
     def adopt_state(self) -> bool:
         """Before a checkpoint: go on with the optimizer state that it holds, as a run resumed from it will.
@@ -64,9 +65,11 @@ class LocalSteps:
         """
         if not self._states_parted:
             return True
-        self._states_parted = False
+        strategy = self._trainer.strategy
         with exchanging(self._trainer):
-            return adopt_state(self._trainer.strategy.optimizers)
+            adopted = adopt_state(strategy.optimizers, strategy.root_device)
+        self._states_parted = not adopted
+        return adopted
 
     def _averaged(self) -> AbstractContextManager[None]:
         self.average()

@@ -19,6 +19,7 @@ from lightning_perf.strategies.auto_decision import become_the_fastest
 from lightning_perf.strategies.buffer_sync import BufferSync, defer_buffers
 from lightning_perf.strategies.compression_hooks import Int8Hook, add_state, compress, state_in
 from lightning_perf.strategies.ddp_arguments import ddp_arguments
+from lightning_perf.strategies.exchange import hold_all
 from lightning_perf.strategies.local_sgd import LocalPeriod
 from lightning_perf.strategies.local_steps import LocalSteps
 from lightning_perf.strategies.presets import PLAIN, Preset, pool_called, preset_called
@@ -293,6 +294,7 @@ class PerfDDPMixin(_DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Lightning's hook: say what a message of torch means, and put everything back."""
         super().on_exception(exception)
+        hold_all()
         advise(exception, self.acting)
         self._undo_run.run()
 

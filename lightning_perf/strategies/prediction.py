@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_perf.host import MisconfigurationException
-from lightning_perf.strategies.compression import bytes_on_the_wire
-from lightning_perf.strategies.compression_hooks import MOST_INT8
+from lightning_perf.strategies.compression import bytes_on_the_wire, swaps, travels_as
 from lightning_perf.strategies.link import Link, bucket_mib, exchange_mib
 from lightning_perf.strategies.presets import PRESETS
 
@@ -37,6 +36,7 @@ class Work:
         synced: values that a micro-batch logs with ``sync_dist=True``.
         coding: seconds to encode and decode all gradients, by the name of the compression.
         asked: whether Lightning waits for a broadcast before every micro-batch, as since 2.6.
+        skips_unused: whether DDP leaves out buckets that nobody used, so that gradients are not swapped.
     """
 
     forward: float
@@ -48,6 +48,7 @@ class Work:
     synced: int = 0
     coding: Mapping[str, float] = field(default_factory=dict)
     asked: bool = True
+    skips_unused: bool = False
 
     @property
     def compute(self) -> float:
@@ -177,9 +178,7 @@ def predict(
         sent = bytes_on_the_wire(None, work.sizes, world_size) / average_every
         waits = work.accumulate * _fused_wait(work, wire, world_size)
         return _asked(Prediction(work.compute, average, waits, sent), work, wire, world_size)
-    compression = row.compression
-    if compression == "int8" and world_size > MOST_INT8:
-        compression = "bf16"
+    compression = travels_as(row.compression, world_size)
     limits = _limits(preset, work, wire, world_size, bucket_cap_mb)
     fused = [(work.forward, wire.rounds(world_size), 8.0 * work.synced)] if work.synced else []
     exposed = _exposed(work, wire, world_size, compression, limits, fused)
@@ -193,9 +192,13 @@ def _limits(preset: str, work: Work, wire: Wire, world_size: int, cap: float | N
     row = PRESETS.get(preset)
     if cap is None and row is not None and row.probes_buckets:
         cap = bucket_mib(wire.link(world_size), 4 * sum(work.sizes))
-    elif cap is None and row is not None and row.compression and wire.lanes > 1:
+    elif cap is None and row is not None and _swaps(row.compression, work, wire, world_size):
         cap = exchange_mib(4 * sum(work.sizes))
     return (_FIRST_MIB * _MIB, _CAP_MIB * _MIB) if cap is None else (cap * _MIB,)
+
+
+def _swaps(compression: str | None, work: Work, wire: Wire, world_size: int) -> bool:
+    return swaps(compression, world_size, on_cpu=wire.lanes > 1, skips_unused=work.skips_unused)
 
 
 def _plain(work: Work, wire: Wire, world_size: int, limits: Sequence[float]) -> Prediction:
@@ -254,9 +257,9 @@ def _exposed(
     follow those of the bucket before. ``before`` holds (start, messages, bytes) of what is under way already. What it takes
     to encode and decode is added at the end.
     """
-    gathers = compression == "int8" or (compression == "bf16" and world_size == 2)
-    if compression and gathers and wire.lanes > 1:
+    if compression and _swaps(compression, work, wire, world_size):
         return _swapped(work, wire, world_size, compression, limits, before)
+    gathers = compression == "int8" or (compression == "bf16" and world_size == 2)
     rounds = world_size - 1 if gathers else wire.rounds(world_size)
     total, done, jobs = sum(work.sizes), 0, list(before)
     for bucket in buckets(work.sizes, limits):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_perf.host import MisconfigurationException
+from lightning_perf.strategies.compression import bytes_on_the_wire
 from lightning_perf.strategies.link import Link
 from lightning_perf.strategies.prediction import OTHERS, Prediction, Wire, Work, buckets, predict
 from lightning_perf.strategies.presets import PRESETS
@@ -137,6 +138,21 @@ def test_swapped_gradients_wait_for_no_lane(preset: str, world_size: int) -> Non
     assert slow.gradients == pytest.approx(2.0 + 5.0 + 3 * part * 1e-5 - 4.0)
     quick = predict(preset, work, Wire(5.0, 1e-9, lanes=2), world_size)
     assert quick.gradients == pytest.approx(4.0 + 5.0 + part * 1e-9 - 4.0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "world_size", "skips"),
+    [("perf_ddp_bf16", 3, False), ("perf_ddp_int8", 5, False), ("perf_ddp_bf16", 2, True), ("perf_ddp_int8", 2, True)],
+)
+def test_what_is_not_swapped_has_ddps_own_buckets(preset: str, world_size: int, skips: bool) -> None:
+    """Two buckets: the first closes at 1 MiB, the other holds the rest of 16 MiB and starts at the end of backward."""
+    work = Work(forward=1.0, backward=3.0, sizes=[MIB_ELEMENTS] * 16, skips_unused=skips)
+    found = predict(preset, work, Wire(5.0, 1e-8, lanes=2), world_size)
+    rounds = 1 if world_size == 2 else 2 * (world_size - 1)  # gathered, or in a ring
+    sent = bytes_on_the_wire(
+        "int8" if (preset, world_size) == ("perf_ddp_int8", 2) else "bf16", work.sizes[1:], world_size
+    )
+    assert found.gradients == pytest.approx(5.0 * rounds + 1e-8 * sent)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from tests.strategies.modules import make, rows
 
 CLASSES = {"lightning.pytorch": lp.PerfDDP, "pytorch_lightning": lp.pl.PerfDDP}
 
+_SKIPS = "skip_all_reduce_unused_params"
+
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_names_are_known_in_both_namespaces(name: str, ns: ModuleType, quiet: dict[str, Any]) -> None:
@@ -138,18 +140,28 @@ def test_buckets_that_are_swapped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "device", "given", "expected"),
+    ("preset", "device", "world_size", "given", "expected"),
     [
-        ("perf_ddp_bf16", "cpu", {}, {"bucket_cap_mb": 0.5}),
-        ("perf_ddp_int8", "cpu", {"bucket_cap_mb": None}, {"bucket_cap_mb": 0.5}),
-        ("perf_ddp_int8", "cpu", {"bucket_cap_mb": 3}, {"bucket_cap_mb": 3}),
-        ("perf_ddp_int8", "cuda", {}, {}),
-        ("perf_ddp", "cpu", {}, {}),
-        ("perf_local_sgd", "cpu", {"static_graph": True}, {"static_graph": True}),
+        ("perf_ddp_bf16", "cpu", 2, {}, {"bucket_cap_mb": 0.5}),
+        ("perf_ddp_bf16", "cpu", 3, {}, {}),  # added on the way by an all-reduce
+        ("perf_ddp_int8", "cpu", 2, {"bucket_cap_mb": None}, {"bucket_cap_mb": 0.5}),
+        ("perf_ddp_int8", "cpu", 2, {"bucket_cap_mb": 3}, {"bucket_cap_mb": 3}),
+        ("perf_ddp_int8", "cpu", 4, {}, {"bucket_cap_mb": 0.5}),
+        ("perf_ddp_int8", "cpu", 5, {}, {}),  # bfloat16 from here on
+        *(
+            (f"perf_ddp_{compression}", "cpu", 2, {_SKIPS: skips}, {_SKIPS: skips} if skips else {"bucket_cap_mb": 0.5})
+            for compression in ("bf16", "int8")
+            for skips in (True, None)
+        ),
+        ("perf_ddp_int8", "cuda", 2, {}, {}),
+        ("perf_ddp", "cpu", 2, {}, {}),
+        ("perf_local_sgd", "cpu", 2, {"static_graph": True}, {"static_graph": True}),
     ],
 )
-def test_what_ddp_is_told(preset: str, device: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_what_ddp_is_told(
+    preset: str, device: str, world_size: int, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
     """8 MiB of gradients; what the user said holds, and None is what LightningCLI passes where nobody said anything."""
     module = torch.nn.Linear(2048, 1024, bias=False)
-    trainer = SimpleNamespace(lightning_module=module, callbacks=[], accumulate_grad_batches=1)
+    trainer = SimpleNamespace(lightning_module=module, callbacks=[], accumulate_grad_batches=1, world_size=world_size)
     assert ddp_arguments(PRESETS[preset], given, trainer, torch.device(device), print) == expected

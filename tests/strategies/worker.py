@@ -285,12 +285,12 @@ def check_adopted_state(folder: Path) -> dict[str, Any]:
     whole = [optimizer.state_dict()]
     dist.broadcast_object_list(whole, src=0)
     before = str(optimizer.state_dict())
-    adopted = adopt_state([optimizer])
+    adopted = adopt_state([optimizer], torch.device("cpu"))
     equal = str(optimizer.state_dict()) == str(whole[0])
     if rank == 1:
         del optimizer.state[weights[1]]
     kept = str(optimizer.state_dict())
-    refused = not adopt_state([optimizer]) and str(optimizer.state_dict()) == kept
+    refused = not adopt_state([optimizer], torch.device("cpu")) and str(optimizer.state_dict()) == kept
     return {
         "adopted": everywhere(adopted and equal),
         "differed": not everywhere(before == str(whole[0])),

@@ -1,0 +1,70 @@
+"""What local SGD sends: from which device, and again where it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lightning_perf.strategies import local_sgd, local_steps
+from lightning_perf.strategies.local_steps import LocalSteps
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, torch.dtype, int]]]:
+    """Collectives with where their tensor was, its dtype and its elements; ``meta`` stands for an accelerator."""
+    found = []
+
+    def noted(name: str) -> Callable[..., None]:
+        return lambda flat, **_: found.append((name, flat.device.type, flat.dtype, flat.numel()))
+
+    for name in ("all_reduce", "broadcast"):
+        monkeypatch.setattr(dist, name, noted(name))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    with FakeTensorMode():
+        yield found
+
+
+def test_state_on_the_cpu_travels_from_the_device(sent: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam counts its steps on the CPU, for which NCCL has no way; one message for a dtype."""
+    weight = torch.nn.Parameter(torch.ones(3, 2, device="meta"))
+    optimizer = torch.optim.Adam([weight])
+    state = {"step": torch.tensor(4.0), "exp_avg": torch.zeros(3, 2, device="meta"), "seen": torch.tensor([1, 2])}
+    optimizer.state[weight] = state
+    monkeypatch.setattr(dist, "all_gather_object", lambda found, mine: found.__setitem__(0, mine))
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda *_, **__: None)
+    assert local_sgd.adopt_state([optimizer], torch.device("meta"))
+    assert sent == [("broadcast", "meta", torch.float32, 1 + 6), ("broadcast", "meta", torch.int64, 2)]
+    assert [tensor.device.type for tensor in state.values()] == ["cpu", "meta", "cpu"]
+
+
+def test_an_average_travels_from_the_device(sent: list[Any]) -> None:
+    module = torch.nn.Linear(4, 4, bias=False, device="meta")
+    module.register_buffer("count", torch.tensor(3))
+    shadow = torch.zeros(5)
+    local_sgd.average_module(module, torch.device("meta"), [shadow])
+    assert sent == [("all_reduce", "meta", torch.float32, 4 * 4 + 5), ("broadcast", "meta", torch.int64, 1)]
+    assert shadow.device.type == "cpu"
+
+
+def test_state_that_could_not_be_adopted_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the next checkpoint would pass for one that holds the state of all processes."""
+    adopt = mock.Mock(side_effect=[False, RuntimeError("gone"), True])
+    monkeypatch.setattr(local_steps, "adopt_state", adopt)
+    monkeypatch.setattr(local_steps, "exchanging", lambda trainer: nullcontext())
+    strategy = SimpleNamespace(optimizers=["one"], root_device=torch.device("cpu"))
+    local = LocalSteps(SimpleNamespace(strategy=strategy), local_sgd.LocalPeriod(every=2, warmup=0))
+    local.before_backward(SimpleNamespace())
+    assert not local.adopt_state()
+    with pytest.raises(RuntimeError, match="gone"):
+        local.adopt_state()
+    assert local.adopt_state()
+    assert local.adopt_state()
+    assert adopt.mock_calls == [mock.call(["one"], torch.device("cpu"))] * 3
