@@ -162,8 +162,12 @@ def open_onnxruntime(path: Path, options: dict[str, Any], threads: int | None = 
 
 
 def open_openvino(path: Path, options: dict[str, Any], threads: int | None = None) -> Callable[..., Any]:
-    """A compiled model of OpenVINO on the CPU, one stream."""
-    settings = {"INFERENCE_NUM_THREADS": threads or _cores(), "NUM_STREAMS": 1, **options}
+    """A compiled model of OpenVINO on the CPU, one stream.
+
+    OpenVINO would pin the threads of every model to the first cores, so that several sessions shared one; they stay where
+    the thread that opens the model may run.
+    """
+    settings = {"INFERENCE_NUM_THREADS": threads or _cores(), "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False, **options}
     openvino = _runtime("openvino")
     return _OpenVINORun(openvino, _core_of(openvino).compile_model(str(path), "CPU", settings).create_infer_request())
 
