@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import nn
 
 import lightning_perf as lp
 from benchmarks.channel_rivals import TorchPruningByHand
-from benchmarks.channel_runs import Folder, Timed, arguments, of_shapes, pairs, quiet, shapes_in
+from benchmarks.channel_runs import Folder, Timed, command, of_shapes, pairs, shapes_in
 from benchmarks.goals import RESULTS, quiet_trainer
 from lightning_perf.host import seed_everything
 from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
@@ -131,14 +130,7 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    known = arguments("channel_accuracy", FOLDER, SEEDS, args)
-    quiet()
-    folder = Folder(Path(known.folder))
-    if not known.table:
-        folder.run_missing(
-            VARIANTS, known.seeds, lambda variant, seed: fit(variant, seed, folder, **known.short), "final_metric"
-        )
-    table(folder)
+    command("channel_accuracy", (FOLDER, SEEDS), VARIANTS, "final_metric", fit, table, args)
 
 
 if __name__ == "__main__":

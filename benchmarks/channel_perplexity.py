@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 
 import lightning_perf as lp
-from benchmarks.channel_runs import Folder, Timed, arguments, of_shapes, pairs, quiet, shapes_in
+from benchmarks.channel_runs import Folder, Timed, command, of_shapes, pairs, shapes_in
 from benchmarks.goals import RESULTS, quiet_trainer
 from lightning_perf.host import seed_everything
 from lightning_perf.report import TRAIN_SECONDS, Quantity, Report, Run
@@ -110,14 +109,7 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    known = arguments("channel_perplexity", FOLDER, SEEDS, args)
-    quiet()
-    folder = Folder(Path(known.folder))
-    if not known.table:
-        folder.run_missing(
-            VARIANTS, known.seeds, lambda variant, seed: fit(variant, seed, folder, **known.short), "perplexity"
-        )
-    table(folder)
+    command("channel_perplexity", (FOLDER, SEEDS), VARIANTS, "perplexity", fit, table, args)
 
 
 if __name__ == "__main__":

@@ -106,15 +106,27 @@ def of_shapes(module: nn.Module, shapes: Mapping[str, Any]) -> None:
             reset()
 
 
-def quiet() -> None:
-    """Neither warnings nor Lightning's lines."""
+def command(
+    name: str,
+    usual: tuple[Path, int],
+    variants: Sequence[str],
+    key: str,
+    fit: Callable[..., tuple[Run, dict[str, Any]]],
+    table: Callable[[Folder], None],
+    args: Sequence[str] | None,
+) -> None:
+    """Run what is missing, then print the table; ``usual`` are the folder and the number of seeds without options."""
+    known = _arguments(name, *usual, args)
     warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for logger in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    folder = Folder(known.folder)
+    if not known.table:
+        folder.run_missing(variants, known.seeds, lambda one, seed: fit(one, seed, folder, **known.short), key)
+    table(folder)
 
 
-def arguments(name: str, folder: Path, seeds: int, args: Sequence[str] | None) -> argparse.Namespace:
-    """The command line that these benchmarks share."""
+def _arguments(name: str, folder: Path, seeds: int, args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     parser.add_argument("--seeds", type=int, default=seeds)
