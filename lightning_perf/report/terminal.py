@@ -46,15 +46,18 @@ def renderables(report: Report) -> Iterator[RenderableType]:
 
 
 def _table(report: Report) -> Table:
-    """A column per variant; with more variants than fit side by side, a row per variant."""
+    """A column per variant; with more variants than fit side by side, a row per variant, and once what all have."""
     table = Table(title=Text(report.title, style="bold"), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
     found = rows.rows(report)
     if len(report.variants) > _SIDE_BY_SIDE:
         table.add_column(Text(f"vs {report.baseline}"), no_wrap=True)
-        for row in found:
+        told = [row for row in found if any(cell != row.cells[0] or cell.comparison for cell in row.cells)]
+        for row in told:
             table.add_column(_label(row), justify="right")
         for index, name in enumerate(report.variants):
-            table.add_row(Text(name), *(_cell(row.cells[index]) for row in found))
+            table.add_row(Text(name), *(_cell(row.cells[index]) for row in told))
+        table.caption = Text("\n".join(f"{row.label}: {row.cells[0].value}" for row in found if row not in told))
+        table.caption_justify = "left"
         return table
     table.add_column("")
     for header in rows.headers(report):

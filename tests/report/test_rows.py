@@ -119,3 +119,6 @@ def test_many_variants_stand_below_each_other(report: Report) -> None:
         (line,) = (line for line in lines if line.strip().startswith(f"variant number {index} "))
         assert line.split("variant number")[1].split()[1:3] == ["209", "samples/s"]
     assert any("2.00x [1.90, 2.10]" in line for line in lines)
+    alike = [dataclasses.replace(run, quantities={**run.quantities, "peak_memory": None}) for run in runs]
+    text = dataclasses.replace(report, runs=alike).table(width=120)
+    assert text.count("not measured") == 1
