@@ -106,6 +106,13 @@ def of_shapes(module: nn.Module, shapes: Mapping[str, Any]) -> None:
             reset()
 
 
+def quiet() -> None:
+    """Neither warnings nor Lightning's lines."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def command(
     name: str,
     usual: tuple[Path, int],
@@ -117,9 +124,7 @@ def command(
 ) -> None:
     """Run what is missing, then print the table; ``usual`` are the folder and the number of seeds without options."""
     known = _arguments(name, *usual, args)
-    warnings.filterwarnings("ignore")
-    for logger in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
+    quiet()
     folder = Folder(known.folder)
     if not known.table:
         folder.run_missing(variants, known.seeds, lambda one, seed: fit(one, seed, folder, **known.short), key)
