@@ -58,10 +58,13 @@ class Setting:
 
 
 SETTINGS = {
-    "image_classification": Setting("val_acc", ("--trainer.max_epochs=3", "--trainer.limit_train_batches=150")),
-    "language_model": Setting("val_loss", ("--trainer.max_epochs=1",)),
-    "molecules": Setting("val_mae"),
+    "image_classification": Setting(
+        "val_acc", ("--trainer.max_epochs=3", "--trainer.limit_train_batches=40", "--trainer.limit_val_batches=20")
+    ),
+    "language_model": Setting("val_loss", ("--trainer.max_epochs=2", "--trainer.limit_train_batches=60")),
+    "molecules": Setting("val_mae", ("--trainer.max_epochs=12",)),
     "sequences": Setting("val_acc"),
+    "speech": Setting("val_acc", ("--trainer.max_epochs=10",)),
     "tabular": Setting("val_acc"),
 }
 
@@ -135,15 +138,29 @@ def table(report: Report, name: str) -> str:
     for variant in sorted(report.variants, key=_place):
         cells = [_cell(report, quantity, variant) for quantity in report.quantities]
         lines.append(f"| {' | '.join([f'`{variant}.yaml`', *cells])} |")
+    for text in dict.fromkeys(_why_none(report, quantity) for quantity in report.quantities):
+        lines += ["", text] if text else []
     seeds = len(report.runs_of(report.baseline))
     ways = sorted(
         {note.partition(" as ")[2] for run in report.runs for note in run.notes if note.startswith("deployed as ")}
     )
     lines += ["", WORDS.format(seeds=seeds, level=_level(report), how=f" ({', '.join(ways)})" if ways else "")]
+    shortened = SETTINGS.get(name, Setting()).overrides
+    if shortened:
+        lines[-1] += f" Runs are shortened: {' '.join(f'`{word}`' for word in shortened)}."
     described = facts(report)
     raw = f"`benchmarks/results/recipe_{name}.json`"
     lines += ["", f"{described['machine']}; {described['versions']}. Raw samples: {raw}."]
     return "\n".join(lines)
+
+
+def _why_none(report: Report, quantity: Quantity) -> str:
+    """What keeps the baseline from having a value, as a sentence; nothing if it has one."""
+    runs = report.runs_of(report.baseline)
+    if any(run.value(quantity.key) is not None for run in runs):
+        return ""
+    why = runs[0].why_missing(quantity.key)
+    return f"None: {why}" if ": " in why else ""
 
 
 def _level(report: Report) -> float:
@@ -156,8 +173,8 @@ def _cell(report: Report, quantity: Quantity, variant: str) -> str:
     values = [value for value in report.values(quantity.key, variant) if value is not None]
     runs = report.runs_of(variant)
     if not values:
-        reason = runs[0].why_missing(quantity.key).partition(": ")[0]
-        return f"none: {reason}" if runs[0].error is None else "failed"
+        why = runs[0].why_missing(quantity.key)
+        return "failed" if runs[0].error is not None else "none" if ": " in why else why
     shown = quantity.text(statistics.median(values))
     if len(values) < len(runs):
         shown += f" in {len(values)} of {len(runs)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,19 @@ def test_the_table_sets_the_baseline_beside_everything(report: Report) -> None:
     assert "with the 75% interval" in lines[6]
     assert "(ort-fp32)" in lines[6]
     assert "Raw samples: `benchmarks/results/recipe_tabular.json`." in lines[8]
+
+
+def test_what_cannot_be_exported_is_a_sentence_below_and_shortened_runs_are_said() -> None:
+    made = runs("baseline", [100], [[0.5]])
+    missing = {
+        "file_bytes": "not exported to stored: batch is a Graphs",
+        "latency_seconds": "not exported to stored: batch is a Graphs",
+    }
+    made = [dataclasses.replace(run, missing=missing, notes=()) for run in made]
+    text = table(with_target(Report("t", "baseline", made, [FINAL_ACCURACY]), "val_acc"), "molecules")
+    assert text.splitlines()[2].endswith("| 50.00% | none | none |")
+    assert text.count("\n\nNone: not exported to stored: batch is a Graphs\n") == 1
+    assert "Runs are shortened: `--trainer.max_epochs=12`." in text
 
 
 def test_the_page_keeps_what_is_around_the_table(tmp_path: Path) -> None:
