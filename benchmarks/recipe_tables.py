@@ -23,7 +23,7 @@ from lightning_perf.autopilot.compare import measure, quality_of
 from lightning_perf.autopilot.halving import seconds_to
 from lightning_perf.autopilot.processes import run_in_process
 from lightning_perf.autopilot.stopwatch import better
-from lightning_perf.report import PEAK_MEMORY, SAMPLES_PER_SECOND, SECONDS_TO_TARGET, Quantity, Report, Run
+from lightning_perf.report import PEAK_MEMORY, SAMPLES_PER_SECOND, SECONDS_TO_TARGET, Quantity, Report, Run, json_text
 from lightning_perf.report.rows import comparison_text, facts
 
 RECIPES = Path("recipes")
@@ -45,7 +45,8 @@ WORDS = (
     "Medians of {seeds} seeds; every run in a process of its own, interleaved. Behind a value stands how many times better "
     "than the baseline it is (above 1 is better), or by how much the metric differs, over pairs of equal seed, with the "
     "{level:.0%} interval. The target is where the worst baseline run ended. Memory is what one process takes above its "
-    "start. Size is that of the exported file, deflated; latency that of one sample on one thread{how}."
+    "start. Size is that of the exported file, deflated; latency that of one sample on one thread{how}; both "
+    "of the first seed alone."
 )
 
 
@@ -69,8 +70,12 @@ SETTINGS = {
 }
 
 
-def measured(name: str, seeds: int = SEEDS, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Report:
+def measured(
+    name: str, seeds: int = SEEDS, overrides: Sequence[str] = (), only: Sequence[str] = (), keep: Path | None = None
+) -> Report:
     """Fit every YAML of a recipe ``seeds`` times; ``only`` names those to fit beside the baseline.
+
+    With ``keep``, a folder, every run is a file there at once, and what has a file is not run again.
 
     Raises:
         ValueError: no such recipe.
@@ -84,6 +89,16 @@ def measured(name: str, seeds: int = SEEDS, overrides: Sequence[str] = (), only:
     names = sorted(configs, key=_place)
 
     def run(variant: str, seed: int, position: int) -> Run:
+        path = keep / f"{variant}_{seed}.json" if keep else None
+        if path and path.exists():
+            return Run(**json_text.loads(path.read_text(encoding="utf-8")))
+        made = fit(variant, seed, position)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json_text.dumps(dataclasses.asdict(made)), encoding="utf-8")
+        return made
+
+    def fit(variant: str, seed: int, position: int) -> Run:
         job = {
             "args": ["--config", str(configs[variant]), *QUIET, *setting.overrides, *overrides],
             "variant": variant,
@@ -176,9 +191,12 @@ def _cell(report: Report, quantity: Quantity, variant: str) -> str:
         why = runs[0].why_missing(quantity.key)
         return "failed" if runs[0].error is not None else "none" if ": " in why else why
     shown = quantity.text(statistics.median(values))
-    if len(values) < len(runs):
+    is_deployed = quantity.key in (SIZE.key, LATENCY.key)
+    if len(values) < len(runs) and not is_deployed:
         shown += f" in {len(values)} of {len(runs)}"
     interval = report.comparison(quantity.key, variant)
+    if interval is not None and is_deployed:
+        return f"{shown}, {interval.estimate:.2f}x"
     return shown if interval is None else f"{shown}, {comparison_text(quantity, interval).partition(' (')[0]}"
 
 
@@ -198,6 +216,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="of a recipe")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="+", default=[], help="files beside the baseline, without .yaml")
+    parser.add_argument("--keep", type=Path, help="a folder for runs, so that what was stopped goes on where it was")
     parser.add_argument("--table", action="store_true", help="write the table of the result that there is")
     known, overrides = parser.parse_known_args(args)
     path = RESULTS / f"recipe_{known.name}.json"
@@ -205,7 +224,7 @@ def main(args: Sequence[str] | None = None) -> None:
         report = Report.from_json(path)
     else:
         try:
-            report = measured(known.name, known.seeds, overrides, known.only)
+            report = measured(known.name, known.seeds, overrides, known.only, known.keep)
         except ValueError as error:
             parser.error(str(error))
     print(report.table())

@@ -34,6 +34,10 @@ class RecipeCLI(MeasuredCLI):
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["quantities"]["samples_per_second"] is not None:
             run["quantities"]["samples_per_second"] *= trainer.world_size
+        if self.job["seed"]:  # size and latency do not follow from the seed, and take longer than many a fit
+            run["missing"] |= dict.fromkeys(("file_bytes", "latency_seconds"), "of the first seed only")
+            path.write_text(json.dumps(run), encoding="utf-8")
+            return
         is_rounded = any(isinstance(one, lp.QuantizationAwareTraining) for one in trainer.callbacks)
         loader: Any = self.datamodule.val_dataloader() if self.datamodule is not None else trainer.val_dataloaders
         found, notes = deployed(self.model, loader, INT8 if is_rounded else FP32)
