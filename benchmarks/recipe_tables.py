@@ -60,9 +60,11 @@ class Setting:
 
 SETTINGS = {
     "image_classification": Setting(
-        "val_acc", ("--trainer.max_epochs=3", "--trainer.limit_train_batches=40", "--trainer.limit_val_batches=20")
+        "val_acc", ("--trainer.max_epochs=2", "--trainer.limit_train_batches=40", "--trainer.limit_val_batches=20")
     ),
-    "language_model": Setting("val_loss", ("--trainer.max_epochs=2", "--trainer.limit_train_batches=60")),
+    "language_model": Setting(
+        "val_loss", ("--trainer.max_epochs=2", "--trainer.limit_train_batches=60", "--trainer.limit_val_batches=20")
+    ),
     "molecules": Setting("val_mae", ("--trainer.max_epochs=12",)),
     "sequences": Setting("val_acc"),
     "speech": Setting("val_acc", ("--trainer.max_epochs=10",)),
