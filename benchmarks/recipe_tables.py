@@ -65,9 +65,9 @@ SETTINGS = {
     "language_model": Setting(
         "val_loss", ("--trainer.max_epochs=2", "--trainer.limit_train_batches=60", "--trainer.limit_val_batches=20")
     ),
-    "molecules": Setting("val_mae", ("--trainer.max_epochs=12",)),
+    "molecules": Setting("val_mae", ("--trainer.max_epochs=10",)),
     "sequences": Setting("val_acc"),
-    "speech": Setting("val_acc", ("--trainer.max_epochs=10",)),
+    "speech": Setting("val_acc", ("--trainer.max_epochs=8",)),
     "tabular": Setting("val_acc"),
 }
 
