@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor, nn
@@ -133,8 +135,8 @@ class MelSynthesiser(L.LightningModule):
         # Distances are means over frames, so that frames weigh the batches of an epoch; lengths are by clip. What training
         # shows at every step is that of its own process, since an exchange at every step would take time.
         clips, steps = len(frames), part == "train"
-        whole = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        loss_of = whole | {"on_step": steps, "sync_dist": not steps}
+        whole: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        loss_of: dict[str, Any] = whole | {"on_step": steps, "sync_dist": not steps}
         self.log(f"{part}_loss", loss, prog_bar=True, batch_size=clips, **loss_of)
         self.log(f"{part}_distance", away, prog_bar=True, batch_size=self._weight(inside), **whole)
         self.log(f"{part}_length_error", 100 * length_error, batch_size=clips, **whole)
