@@ -83,8 +83,8 @@ class LanguageModel(L.LightningModule):
         tokens, following = batch
         logits = self(tokens)
         loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
-        self.log("val_loss", loss, prog_bar=True)
-        self.log("val_bits_per_byte", loss / math.log(2), prog_bar=True)
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True)
+        self.log("val_bits_per_byte", loss / math.log(2), prog_bar=True, sync_dist=True)
         self.val_acc(logits.flatten(0, 1), following.flatten())
         self.log("val_acc", self.val_acc)
         self.val_perplexity(logits.float(), following)

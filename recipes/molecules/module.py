@@ -86,7 +86,8 @@ class PropertyRegressor(L.LightningModule):
 
     def _evaluate(self, prefix: str, batch: Graphs, mae: MeanAbsoluteError, rmse: MeanSquaredError) -> None:
         predictions, size = self(batch), batch.num_graphs
-        self.log(f"{prefix}_loss", self.loss(predictions, batch.targets), prog_bar=True, batch_size=size)
+        loss = self.loss(predictions, batch.targets)
+        self.log(f"{prefix}_loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         mae(predictions, batch.targets)
         self.log(f"{prefix}_mae", mae, prog_bar=True, batch_size=size)
         rmse(predictions, batch.targets)

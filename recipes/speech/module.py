@@ -70,14 +70,14 @@ class KeywordSpotter(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         levels, labels = batch
         logits = self(levels)
-        self.log("val_loss", self._loss(logits, labels), prog_bar=True)
+        self.log("val_loss", self._loss(logits, labels), prog_bar=True, sync_dist=True)
         self.val_acc(logits, labels)
         self.log("val_acc", self.val_acc, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         levels, labels = batch
         logits = self(levels)
-        self.log("test_loss", self._loss(logits, labels))
+        self.log("test_loss", self._loss(logits, labels), sync_dist=True)
         self.test_acc(logits, labels)
         self.log("test_acc", self.test_acc)
 

@@ -82,14 +82,14 @@ class TabularClassifier(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         rows, labels = batch
         logits = self(rows)
-        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True)
+        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True)
         self.val_acc(logits, labels)
         self.log("val_acc", self.val_acc, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         rows, labels = batch
         logits = self(rows)
-        self.log("test_loss", F.cross_entropy(logits, labels))
+        self.log("test_loss", F.cross_entropy(logits, labels), sync_dist=True)
         self.test_acc(logits, labels)
         self.log("test_acc", self.test_acc)
 

@@ -122,8 +122,11 @@ class Translator(L.LightningModule):
     def _evaluate(self, prefix: str, sources: Tensor, targets: Tensor, acc: MulticlassAccuracy) -> None:
         logits, following = self(sources, targets[:, :-1]).flatten(0, 1), targets[:, 1:].flatten()
         loss = F.cross_entropy(logits, following, ignore_index=PAD)
-        # Weighted by tokens, so that the mean over the epoch is that over all tokens, however they are batched.
-        self.log(f"{prefix}_loss", loss, prog_bar=True, batch_size=int((following != PAD).sum()))
+        # Weighted by tokens, so that the mean over the epoch is that over all tokens, however they are batched. Lightning
+        # divides the sum of the weights by the number of processes and drops the fraction: weighted by both there is none.
+        tokens = int((following != PAD).sum())
+        weight = tokens * self.trainer.world_size
+        self.log(f"{prefix}_loss", loss, prog_bar=True, batch_size=weight, sync_dist=True)
         acc(logits, following)
         self.log(f"{prefix}_acc", acc)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor, nn
@@ -114,7 +116,7 @@ class MelSynthesiser(L.LightningModule):
     def _evaluate(self, batch: Batch, part: str) -> None:
         _, levels, inside = self._step(batch, part)
         naive = distance(self.mean_spectrum.mean.unsqueeze(1), levels, inside)
-        self.log(f"{part}_naive_distance", naive, batch_size=int(inside.sum()))
+        self.log(f"{part}_naive_distance", naive, batch_size=self._weight(inside), sync_dist=True)
 
     def _step(self, batch: Batch, part: str) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, and levels with the mask of their frames (B, 1, T)."""
@@ -130,11 +132,19 @@ class MelSynthesiser(L.LightningModule):
         away = distance(said * self.scale + self.mean, levels, inside)
         length_error = (lengths.sum(dim=1) / frames - 1).abs().mean()
         loss = away / self.scale + length_error
-        # Distances are means over frames, so that frames weigh the batches of an epoch; lengths are by clip.
-        self.log(f"{part}_loss", loss, on_step=part == "train", on_epoch=True, prog_bar=True, batch_size=len(frames))
-        self.log(f"{part}_distance", away, on_step=False, on_epoch=True, prog_bar=True, batch_size=int(frames.sum()))
-        self.log(f"{part}_length_error", 100 * length_error, on_step=False, on_epoch=True, batch_size=len(frames))
+        # Distances are means over frames, so that frames weigh the batches of an epoch; lengths are by clip. What training
+        # shows at every step is that of its own process, since an exchange at every step would take time.
+        clips, steps = len(frames), part == "train"
+        whole: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        loss_of: dict[str, Any] = whole | {"on_step": steps, "sync_dist": not steps}
+        self.log(f"{part}_loss", loss, prog_bar=True, batch_size=clips, **loss_of)
+        self.log(f"{part}_distance", away, prog_bar=True, batch_size=self._weight(inside), **whole)
+        self.log(f"{part}_length_error", 100 * length_error, batch_size=clips, **whole)
         return loss, levels, inside
+
+    def _weight(self, inside: Tensor) -> int:
+        # Lightning divides the sum of the weights by the number of processes and drops the fraction: here there is none.
+        return int(inside.sum()) * self.trainer.world_size
 
     def _check_letters(self, letters: Tensor) -> None:
         # Only where looking does not wait for a device; a GPU ends with an assertion of its own.
