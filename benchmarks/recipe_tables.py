@@ -69,6 +69,7 @@ SETTINGS = {
     "sequences": Setting("val_acc"),
     "speech": Setting("val_acc", ("--trainer.max_epochs=8",)),
     "tabular": Setting("val_acc"),
+    "translation": Setting("val_loss", ("--trainer.max_epochs=8", "--trainer.check_val_every_n_epoch=2")),
 }
 
 
