@@ -224,6 +224,12 @@ class PerfDDPMixin(_DDPStrategy):
         if self._local is not None:
             self._local.start_batch()
 
+    def on_train_end(self) -> None:
+        """Lightning's hook: no answer is left under way."""
+        if self._agreement is not None:
+            self._agreement.rest()
+        super().on_train_end()
+
     def engage_levers(self, on: bool) -> None:
         """Whether SIGTERM and logging go the short way; ``perf_ddp_auto`` runs without until it has chosen."""
         if self._agreement is not None:
