@@ -22,7 +22,7 @@ from lightning_perf.host import seed_everything
 from lightning_perf_recipes.language_model.data import TextData
 from lightning_perf_recipes.language_model.networks import Decoder
 
-BLOCK, BATCH, WARM_UP = 64, 8, 200
+BLOCK, BATCH, WARM_UP = 32, 8, 200
 
 
 class Model(pl.LightningModule):
@@ -73,7 +73,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     seed_everything(int(seed))
     module, data = Model(int(steps), float(rate)), TextData(block_size=BLOCK, batch_size=BATCH)
-    options = {"average_every": 8, "warmup_steps": 100} if variant == "perf_local_sgd" else {}
+    local = {"average_every": 8, "warmup_steps": 100, "local_rate": int(os.environ["WORLD_SIZE"]) ** 0.5}
+    options = local if variant == "perf_local_sgd" else {}
     strategy = "ddp" if variant == "ddp" else lp.PerfDDP(preset=variant, **options)
     trainer = quiet_trainer(
         [],

@@ -1,7 +1,8 @@
 """SIGTERM agreed between processes now and then, in place of Lightning's blocking broadcast before every micro-batch.
 
 Both halves of Lightning's scheme are replaced: the broadcast in the loop and its partner inside the signal handler, which
-without the other would wait for ever.
+without the other would wait for ever. Nobody waits for an answer either: an all-reduce starts before one micro-batch and
+is read before the next one, so that a round trip of the link lies beside a step and not between two.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from lightning_perf.host.timing_door import exchanging
 #: Without ``every``, the processes agree about this often, so that a SIGTERM is answered soon in a run of slow steps too.
 _SECONDS = 1.0
 _MOST_STEPS = 100
+#: Steps that take longer are too few for an answer to come one step later: it is waited for.
+LONG_STEP = 2.0
 
 
 class Question(NamedTuple):
@@ -52,6 +55,8 @@ class SigtermAgreement:
         self.engaged = True
         self._pending = False
         self._left, self._taken, self._since = 1, 0, time.perf_counter()
+        self._slowest = 0.0
+        self._flight: tuple[Any, torch.Tensor] | None = None
 
     def notice(self, signum: int, frame: Any) -> None:
         """Signal handler: remember, and tell the processes that this one started; no collective runs in here."""
@@ -65,24 +70,46 @@ class SigtermAgreement:
             self._trainer._signal_connector.received_sigterm = True
 
     def agree(self) -> None:
-        """Stands in for Lightning's broadcast before every micro-batch.
+        """Stands in for Lightning's broadcast before every micro-batch: read what was asked before, and ask if it is time.
 
         Raises:
             SIGTERMException: on every process, if one of them has been told to end.
         """
+        if self._flight is not None:
+            self._land()
         self._left -= 1
         if self._left > 0:
             self._taken += 1
             return
+        self._launch()
+        if self._slowest > LONG_STEP:
+            self._land()
+
+    def _launch(self) -> None:
+        """Start the all-reduce of what this process has to say."""
         now = time.perf_counter()
         seconds = (now - self._since) / self._taken if self._taken else 0.0
+        self._taken, self._since = 1, now
         votes = [float(self._pending), seconds, *(float(question.ask()) for question in self._questions)]
         told = torch.tensor(votes, dtype=torch.float32, device=self._device)
+        self._flight = dist.all_reduce(told, op=dist.ReduceOp.MAX, async_op=True), told
+
+    def _arrived(self) -> list[float] | None:
+        """What all processes said, if they were asked."""
+        if self._flight is None:
+            return None
+        (work, told), self._flight = self._flight, None
         with exchanging(self._trainer):
-            dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        ended, slowest, *answers = told.tolist()
-        self._left = self._every or steps_until_next(slowest)
-        self._taken, self._since = 1, now
+            work.wait()
+        return told.tolist()
+
+    def _land(self) -> None:
+        """Do what all processes said, if they were asked."""
+        said = self._arrived()
+        if said is None:
+            return
+        ended, self._slowest, *answers = said
+        self._left = self._every or steps_until_next(self._slowest)
         for question, answer in zip(self._questions, answers, strict=True):
             question.answer(bool(answer))
         if ended:
@@ -90,13 +117,19 @@ class SigtermAgreement:
             raise namespace_of(self._trainer).utilities.exceptions.SIGTERMException()
 
     def agree_now(self) -> None:
-        """Agree without waiting for the turn; to be called on all processes.
+        """Agree and wait for it, whether it is time or not; to be called on all processes.
 
         Raises:
             SIGTERMException: as :meth:`agree`.
         """
-        self._left, self._taken = 1, 0
-        self.agree()
+        self._land()
+        self._taken = 0  # no steps alone lie behind this moment
+        self._launch()
+        self._land()
+
+    def rest(self) -> None:
+        """Leave nothing under way at the end of a fit; to be called on all processes."""
+        self._arrived()
 
     def close(self) -> None:
         """A signal that came after the last agreement is left for whoever asks ``trainer.received_sigterm``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_perf.measuring import Interval, paired_ratio, resolution
@@ -19,6 +21,12 @@ BOUND_ROUNDS = 5
 #: What else the trials take, in steps of a slow link.
 _PROBE_STEPS = 4
 _LEAST_ROUNDS = 5
+#: Fewer rounds, where time runs out, show nothing.
+DECIDING_ROUNDS = 3
+#: Steps of ddp whose seconds are kept for what comes behind the last round: the choice, and another wrapper.
+_LAST_STEPS = 3
+#: Trials may take so long however short a step is.
+_LEAST_SECONDS = 2.0
 #: The name under which that step stands in the table.
 NO_EXCHANGE = "no exchange"
 
@@ -35,6 +43,53 @@ def rounds_left(others: int) -> int:
     """
     left = MOST_STEPS - 2 * (WARM_UP + BOUND_ROUNDS) - WARM_UP * others
     return max((left - _PROBE_STEPS) // (others + 2), min(_LEAST_ROUNDS, left // (others + 2)))
+
+
+class Budget:
+    """Seconds that all trials together may take: those of 60 steps of ddp, and two where steps are shorter.
+
+    Whatever trials do beside their steps is in it: the link's probe, copies, wrappers, questions to other processes, and
+    candidates that are slower than ddp. It starts when it is made.
+
+    Args:
+        clock: seconds.
+
+    Example::
+
+        >>> now = iter([0.0, 50.0, 50.0, 58.0]).__next__
+        >>> budget = Budget(now)
+        >>> budget.step_takes([1.0, 0.9, 1.1])
+        >>> budget.has(7.0), budget.has(7.1), budget.has(0.0)
+        (True, False, False)
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock, self._begin, self.step = clock, clock(), 0.0
+
+    def step_takes(self, seconds: Sequence[float]) -> None:
+        """What steps of ddp have taken."""
+        self.step = statistics.median(seconds)
+
+    def has(self, seconds: float) -> bool:
+        """Whether so much more fits in."""
+        end = self._begin + max((MOST_STEPS - _LAST_STEPS) * self.step, _LEAST_SECONDS)
+        return self._clock() + seconds <= end
+
+    def rounds(self, most: int, first: float, anywhere: Callable[[bool], bool]) -> Iterator[int]:
+        """Up to ``most`` rounds, as long as one more fits in that takes as long as the longest one so far.
+
+        Args:
+            most: rounds at most.
+            first: seconds that the first one is expected to take.
+            anywhere: the question to all processes, whose clocks differ, whether it is over for one of them.
+        """
+        longest = first
+        for index in range(most):
+            if anywhere(not self.has(longest)):
+                return
+            begin = self._clock()
+            yield index
+            longest = max(longest, self._clock() - begin)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,8 +14,11 @@ from lightning_perf.host.rehearsal import Copies, copied, copied_on_shared_weigh
 from lightning_perf.measuring import paired_ratio, schedule
 from lightning_perf.strategies.auto import (
     BOUND_ROUNDS,
+    DECIDING_ROUNDS,
+    MOST_STEPS,
     NO_EXCHANGE,
     WARM_UP,
+    Budget,
     Choice,
     Trial,
     decide,
@@ -99,6 +102,8 @@ class Trials:
         self._strategy, self._trainer, self._pool, self._batch = strategy, trainer, pool, batch
         self._steps = self._index = 0
         self._left_out: dict[str, str] = {}
+        self._budget = Budget()
+        self._warm: dict[str, float] = {}  # seconds of the last step before a candidate is timed
 
     def run(self) -> tuple[Choice, dict[str, Any]]:
         """Everything, in order; all processes take the same way through it."""
@@ -115,7 +120,8 @@ class Trials:
         if isinstance(plain, str):
             return Choice(PLAIN.name, f"a step of ddp itself failed in a trial: {plain}", steps=self._steps), {}
         self._take(local)
-        seconds = self._timed({PLAIN.name: plain, NO_EXCHANGE: local}, BOUND_ROUNDS)
+        seconds = self._timed({PLAIN.name: plain, NO_EXCHANGE: local}, range(BOUND_ROUNDS))
+        self._budget.step_takes(seconds[PLAIN.name])
         bound = paired_ratio(seconds[PLAIN.name], seconds[NO_EXCHANGE])
         compute = min(seconds[NO_EXCHANGE])
         paper = _Paper(self._work(compute, logged), self._wire(link), self._strategy.world_size)
@@ -135,15 +141,28 @@ class Trials:
     ) -> tuple[Choice, dict[str, Any]]:
         actors = {PLAIN.name: plain}
         running = []
+        step = self._budget.step
         for entry in entries:
+            if self._anywhere(not self._budget.has((WARM_UP + DECIDING_ROUNDS * (len(actors) + 2)) * step)):
+                self._left_out[entry.row.name] = "not tried, for want of time"
+                continue
             actor = self._understudy(entry, copies)
             if isinstance(actor, str):
                 self._left_out[entry.row.name] = f"failed in a trial: {actor}"
             else:
                 actors[entry.row.name] = actor
                 running.append(entry)
-        seconds = self._timed({**actors, _AGAIN: plain}, rounds_left(len(entries)))
+        first = sum(self._warm[name] for name in actors) + step
+        rounds = self._budget.rounds(rounds_left(len(entries)), first, self._anywhere)
+        seconds = self._timed({**actors, _AGAIN: plain}, rounds)
         again = seconds.pop(_AGAIN)
+        if len(again) < DECIDING_ROUNDS:
+            lines += [Trial(entry.row.name, "not tried often enough", paper.seconds(entry)) for entry in running]
+            table = (replace(lines[0], verdict="chosen"), *lines[1:], *self._lines_left_out())
+            reason = (
+                f"{len(again)} rounds of trials fit into the time of {MOST_STEPS} steps, and it takes {DECIDING_ROUNDS}"
+            )
+            return Choice(PLAIN.name, reason, table, self._steps), {}
         name, verdicts, noise = decide(seconds, again)
         name = self._strategy.broadcast(
             name
@@ -209,7 +228,7 @@ class Trials:
             shared = copied_on_shared_weights(self._trainer, self._strategy.lightning_module, copies)
             actor = Understudy(self._strategy, entry.row, shared, entry.arguments)
             for _ in range(WARM_UP):
-                self._take(actor)
+                self._warm[entry.row.name] = self._take(actor)
         except Exception as error:  # mostly of torch's DDP; it is said in the table
             problem = _first_line(error)
         problem = agreed(self._strategy, problem)
@@ -219,10 +238,15 @@ class Trials:
         self._steps += 1
         return actor.step(self._batch, self._index)
 
-    def _timed(self, actors: dict[str, Understudy], rounds: int) -> dict[str, list[float]]:
+    def _anywhere(self, flag: bool) -> bool:
+        return any_rank(self._strategy.root_device)([flag])[0]
+
+    def _timed(self, actors: dict[str, Understudy], rounds: Iterable[int]) -> dict[str, list[float]]:
         """Seconds of every actor in every round, on the slowest process, in an order that is the same everywhere."""
         seconds: dict[str, list[float]] = {name: [] for name in actors}
-        for order in schedule(actors, rounds):
+        orders = schedule(actors, MOST_STEPS)
+        for index in rounds:
+            order = orders[index]
             self._index += 1
             for name in order:
                 seconds[name].append(self._take(actors[name]))

@@ -111,8 +111,8 @@ class BufferSync:
         return self._active and any(self._changed(self._buffers()).values())
 
     def answer(self, anywhere: bool) -> None:
-        """What any process said; then all learn which buffers it was."""
-        if anywhere:
+        """What any process said, before the epoch that it was asked in is over; then all learn which buffers it was."""
+        if anywhere and self._active:
             self._settle(self._buffers())
 
     @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+from torch.optim import Optimizer
 
 from lightning_perf.host import Undo, at_evaluation_door, at_weights_door, shadows_of
 from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
@@ -17,11 +20,13 @@ class LocalSteps:
     Args:
         trainer: the Trainer; its module is averaged.
         period: which steps are local.
+        rate: factor on the learning rates in local steps.
     """
 
-    def __init__(self, trainer: Any, period: LocalPeriod) -> None:
-        self._trainer, self._period = trainer, period
+    def __init__(self, trainer: Any, period: LocalPeriod, rate: float = 1.0) -> None:
+        self._trainer, self._period, self._rate = trainer, period, rate
         self._parted = self._states_parted = False
+        self._given: dict[Optimizer, list[Any]] = {}
 
     def stand(self, undo: Undo) -> None:
         """Average before anybody looks: also before averaged weights (EMA) take the place of those in training.
@@ -32,6 +37,26 @@ class LocalSteps:
         undo.push(at_epoch_end(self._trainer, self.average))
         at_evaluation_door(self._trainer, undo, around=self._averaged, at_end=self.average, order=-1)
         undo.push(at_weights_door(self._trainer, lambda state: state, around=self._averaged, order=-1))
+
+    def scale(self, optimizers: Iterable[Optimizer], undo: Undo) -> None:
+        """Have local steps of these taken with other learning rates, which nobody else gets to see."""
+        if self._rate == 1:
+            return
+        for optimizer in optimizers:
+            undo.push(optimizer.register_step_pre_hook(self._scale).remove)
+            undo.push(optimizer.register_step_post_hook(self._give_back).remove)
+            undo.push(self._give_back, optimizer)
+
+    def _scale(self, optimizer: Optimizer, args: Any = None, kwargs: Any = None) -> None:
+        if self._period.local:
+            self._given[optimizer] = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * self._rate
+
+    def _give_back(self, optimizer: Optimizer, args: Any = None, kwargs: Any = None) -> None:
+        """Also after a step that failed."""
+        for group, rate in zip(optimizer.param_groups, self._given.pop(optimizer, ()), strict=False):
+            group["lr"] = rate
 
     def resume(self) -> None:
         """Go on where a checkpoint was written."""

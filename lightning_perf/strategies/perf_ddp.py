@@ -27,6 +27,7 @@ from lightning_perf.strategies.refusals import (
     advise,
     check_arguments,
     check_backend,
+    check_local_rate,
     check_module,
     check_optimizers,
 )
@@ -47,6 +48,8 @@ class PerfDDPMixin(_DDPStrategy):
         agree_every: micro-batches between two agreements on SIGTERM; ``None`` for about one a second.
         average_every: ``perf_local_sgd`` only: optimizer steps between two averages of the weights.
         warmup_steps: ``perf_local_sgd`` only: optimizer steps at the start that are exchanged as in ddp.
+        local_rate: ``perf_local_sgd`` only: factor on the learning rates in local steps; the square root of the number of
+            processes suits Adam (``docs/guides/local_sgd.md``).
         allow: ``perf_ddp_auto`` only: the promise that what it picks must keep, ``"exact"`` or ``"near"``.
 
     Raises:
@@ -66,6 +69,7 @@ class PerfDDPMixin(_DDPStrategy):
         agree_every: int | None = None,
         average_every: int = 8,
         warmup_steps: int = 100,
+        local_rate: float = 1.0,
         allow: str = "exact",
         **kwargs: Any,
     ) -> None:
@@ -80,6 +84,7 @@ class PerfDDPMixin(_DDPStrategy):
             average_every=average_every,
             warmup_steps=warmup_steps,
         )
+        check_local_rate(self.preset, local_rate)
         self.messages: list[str] = []
         #: The preset whose levers run, and how ``perf_ddp_auto`` came to it.
         self.acting: Preset = PLAIN if self.preset.tries else self.preset
@@ -87,6 +92,7 @@ class PerfDDPMixin(_DDPStrategy):
         self._pool, self._undecided, self._chosen_before = pool_called(allow), False, None
         self._agree_every = agree_every
         self._period = LocalPeriod(average_every, warmup_steps) if self.preset.local else None
+        self._local_rate = local_rate
         self._given_kwargs = dict(self._ddp_kwargs)
         self._undo_run = Undo()
         self._sync: FusedSync | None = None
@@ -144,6 +150,8 @@ class PerfDDPMixin(_DDPStrategy):
             self._residuals = None
         if fitting:
             check_optimizers(self.preset, self.optimizers)
+            if self._local is not None:
+                self._local.scale(self.optimizers, self._undo_run)
 
     def _fuse_logging(self, trainer: Any) -> None:
         # Lightning compares the function that reduces a value with that of the run before: it has to be the same one.
@@ -165,7 +173,7 @@ class PerfDDPMixin(_DDPStrategy):
     def _step_alone(self, trainer: Any) -> None:
         if self._period is None:
             return
-        local = LocalSteps(trainer, self._period)
+        local = LocalSteps(trainer, self._period, self._local_rate)
         local.stand(self._undo_run)  # without these doors every step stays synchronous
         self._local = local
         self._undo_run.push(setattr, self, "_local", None)
@@ -223,6 +231,12 @@ class PerfDDPMixin(_DDPStrategy):
             self._buffers.watch()
         if self._local is not None:
             self._local.start_batch()
+
+    def on_train_end(self) -> None:
+        """Lightning's hook: no answer is left under way."""
+        if self._agreement is not None:
+            self._agreement.rest()
+        super().on_train_end()
 
     def engage_levers(self, on: bool) -> None:
         """Whether SIGTERM and logging go the short way; ``perf_ddp_auto`` runs without until it has chosen."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_perf.host import MisconfigurationException
+from lightning_perf.host.sigterm_agreement import LONG_STEP
 from lightning_perf.strategies.compression import bytes_on_the_wire, swaps, travels_as
 from lightning_perf.strategies.link import Link, bucket_mib, exchange_mib
 from lightning_perf.strategies.presets import PRESETS
@@ -217,10 +218,12 @@ def _fused_wait(work: Work, wire: Wire, world_size: int) -> float:
 
 
 def _asked(prediction: Prediction, work: Work, wire: Wire, world_size: int) -> Prediction:
-    """Add the agreement on SIGTERM: a small all-reduce about once a second, at most once a micro-batch."""
-    share = min(prediction.seconds, work.accumulate)
-    waits = prediction.waits + share * wire.all_reduce(8, world_size)
-    return Prediction(prediction.compute, prediction.gradients, waits, prediction.sent)
+    """Add the agreement on SIGTERM: a small all-reduce about once a second, at most once a micro-batch, and beside one."""
+    share, beside = min(prediction.seconds, work.accumulate), prediction.seconds / work.accumulate
+    question = wire.all_reduce(8, world_size)
+    if beside <= LONG_STEP:
+        question = max(question - beside, 0.0)
+    return Prediction(prediction.compute, prediction.gradients, prediction.waits + share * question, prediction.sent)
 
 
 def buckets(sizes: Sequence[int], limits: Sequence[float]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,6 +48,23 @@ def check_arguments(preset: Preset, hook: Any, averaging_period: int | None, all
         least = 0 if name == "warmup_steps" else 1
         if value is not None and value < least:
             raise MisconfigurationException(f"{name}={value} must be at least {least}.")
+
+
+def check_local_rate(preset: Preset, rate: float) -> None:
+    """Refuse a factor that stops or turns local steps, and one where no step is local.
+
+    Raises:
+        MisconfigurationException: with the rule.
+    """
+    if not (0 < rate < math.inf):
+        raise MisconfigurationException(
+            f"local_rate={rate} must be positive and finite; 1 leaves learning rates alone."
+        )
+    if rate != 1 and not preset.local:
+        raise MisconfigurationException(
+            f"local_rate={rate} is for local steps, and preset={preset.name!r} takes none; leave it out, or use "
+            "preset='perf_local_sgd'."
+        )
 
 
 def check_backend(backend: str, device: torch.device, expected_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import ModuleType
 from typing import Any
 
@@ -14,8 +15,10 @@ from lightning_perf.host.rehearsal import copied, copied_on_shared_weights
 from lightning_perf.measuring import Interval
 from lightning_perf.strategies.auto import (
     BOUND_ROUNDS,
+    DECIDING_ROUNDS,
     MOST_STEPS,
     WARM_UP,
+    Budget,
     Choice,
     Trial,
     decide,
@@ -87,6 +90,65 @@ def test_trials_fit_into_sixty_steps(others: int) -> None:
         assert taken <= MOST_STEPS
     else:
         assert MOST_STEPS - 4 - (others + 2) < taken <= MOST_STEPS - 4
+
+
+class Clock:
+    """Seconds that pass when something says how long it took."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def take(self, seconds: float) -> float:
+        self.now += seconds
+        return seconds
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("others", [3, 5])
+@pytest.mark.parametrize(("probe", "slower", "noise"), [(4, 1.0, 0.0), (9, 1.15, 0.3), (2, 1.6, 0.1), (30, 1.0, 0.3)])
+def test_trials_end_within_the_time_of_sixty_steps(
+    probe: float, slower: float, noise: float, others: int, seed: int
+) -> None:
+    """Of 0.6 s; a probe of ``probe`` steps, ``slower`` candidates, single steps up to ``noise`` longer."""
+    clock, draw = Clock(), random.Random(seed)
+    budget = Budget(clock)
+
+    def step(factor: float) -> float:
+        return clock.take(0.6 * factor * (1 + noise * draw.random()))
+
+    clock.take(0.6 * probe)
+    taken = [step(1.0) for _ in range(WARM_UP + BOUND_ROUNDS)]
+    budget.step_takes(taken[WARM_UP:])
+    rounds, warm = 0, [step(slower) for _ in range(WARM_UP * others)]
+    for index in budget.rounds(rounds_left(others), 2 * budget.step + sum(warm[::2]), lambda over: over):
+        assert index == rounds
+        rounds += 1
+        for factor in (1.0, 1.0, *[slower] * others):
+            step(factor)
+    assert clock.now - 100 <= (MOST_STEPS - 3 * (1 - noise)) * budget.step
+    assert rounds == rounds_left(others) or not budget.has((others + 2) * 0.6 * slower * (1 + noise) + 1e-9)
+    if (probe, others) == (4, 3):
+        assert rounds >= DECIDING_ROUNDS
+
+
+def test_short_steps_have_two_seconds() -> None:
+    clock = Clock()
+    budget = Budget(clock)
+    budget.step_takes([0.01])
+    assert budget.has(2.0)
+    assert not budget.has(2.01)
+
+
+def test_one_process_without_time_ends_the_rounds_of_all() -> None:
+    clock = Clock()
+    budget = Budget(clock)
+    budget.step_takes([1.0])
+    answers = iter([False, False, True])
+    assert list(budget.rounds(7, 1.0, lambda over: next(answers) or over)) == [0, 1]
+    assert clock.now == 100
 
 
 def test_predictions_are_those_on_paper() -> None:

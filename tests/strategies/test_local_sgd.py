@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_perf.host import Undo
 from lightning_perf.strategies import local_sgd, local_steps
 from lightning_perf.strategies.local_steps import LocalSteps
 
@@ -68,3 +69,34 @@ def test_state_that_could_not_be_adopted_is_asked_for_again(monkeypatch: pytest.
     assert local.adopt_state()
     assert local.adopt_state()
     assert adopt.mock_calls == [mock.call(["one"], torch.device("cpu"))] * 3
+
+
+def test_local_steps_have_a_rate_of_their_own() -> None:
+    """Three times as far from the third step on; everybody else sees the rates that were given, after a failure too."""
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": [weights[0]]}, {"params": [weights[1]], "lr": torch.tensor(0.5)}], lr=0.25)
+    period, undo = local_sgd.LocalPeriod(every=2, warmup=2), Undo()
+    LocalSteps(SimpleNamespace(), period, rate=3.0).scale([optimizer], undo)
+    moved, seen = [], []
+    for taken in range(4):
+        period.due(taken)
+        before = [float(weight.detach()) for weight in weights]
+        for weight in weights:
+            weight.grad = -torch.ones(1)
+        optimizer.step()
+        moved.append([float(weight.detach()) - old for weight, old in zip(weights, before, strict=True)])
+        seen.append([float(group["lr"]) for group in optimizer.param_groups])
+    assert moved == [[0.25, 0.5], [0.25, 0.5], [0.75, 1.5], [0.75, 1.5]]
+    assert seen == [[0.25, 0.5]] * 4
+
+    def fail() -> float:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(fail)
+    undo.run()
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [0.25, 0.5]
+    for weight in weights:
+        weight.grad = -torch.ones(1)
+    optimizer.step()
+    assert [float(weight.detach()) for weight in weights] == [2.25, 4.5]

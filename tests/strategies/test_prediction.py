@@ -181,10 +181,17 @@ def test_local_sgd_shares_an_average_among_its_steps() -> None:
     assert found.sent == 100
 
 
-def test_agreements_come_once_a_second() -> None:
-    """A step of half a second pays for half of one."""
-    found = predict("perf_local_sgd", Work(0.2, 0.3, [1]), Wire(0.001, 0.0), 2, average_every=10**9)
-    assert found.waits == pytest.approx(0.5 * 0.002)
+@pytest.mark.parametrize(
+    ("forward", "alpha", "waits"),
+    [
+        (0.5, 0.001, 0.0),  # beside the step
+        (0.5, 0.4, 0.5 * (0.8 - 0.5)),  # every second step asks, and the answer outlasts it
+        (5.0, 0.001, 0.002),  # every step asks and waits
+    ],
+)
+def test_agreements_come_once_a_second(forward: float, alpha: float, waits: float) -> None:
+    found = predict("perf_local_sgd", Work(forward, 0.0, [1]), Wire(alpha, 0.0), 2, average_every=10**9)
+    assert found.waits == pytest.approx(waits)
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, *OTHERS])

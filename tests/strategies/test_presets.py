@@ -51,6 +51,8 @@ def test_unknown_preset_lists_the_known() -> None:
         ({"agree_every": 0}, "agree_every=0 must be at least 1"),
         ({"average_every": 0}, "average_every=0 must be at least 1"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must be at least 0"),
+        ({"preset": "perf_local_sgd", "local_rate": 0.0}, "local_rate=0.0 must be positive"),
+        ({"local_rate": 1.4}, "local_rate=1.4 is for local steps, and preset='perf_ddp' takes none"),
     ],
 )
 def test_arguments_that_contradict(arguments: dict[str, Any], words: str) -> None:

@@ -299,17 +299,20 @@ def check_adopted_state(folder: Path) -> dict[str, Any]:
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Rows without a length: six on rank 0, ten on rank 1."""
+    """Rows without a length, so many on each rank."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts = counts
 
     def __iter__(self) -> Iterator[Any]:
-        count = 6 if dist.get_rank() == 0 else 10
+        count = self.counts[dist.get_rank()]
         return iter([(torch.ones(6) * index, torch.ones(1), torch.tensor(index)) for index in range(count)])
 
 
 def check_uneven(folder: Path, sized: bool) -> dict[str, Any]:
     """Ranks with unequal numbers of batches end their epochs together."""
     rank = dist.get_rank()
-    loader = rows(8 if rank == 0 else 14) if sized else torch.utils.data.DataLoader(Stream(), batch_size=2)
+    loader = rows(8 if rank == 0 else 14) if sized else torch.utils.data.DataLoader(Stream(6, 10), batch_size=2)
     module = make("Plain", ns)
     trainer = trainer_of("perf_ddp", folder, use_distributed_sampler=False)
     trainer.fit(module, loader, rows(8, shuffle=False))
