@@ -36,7 +36,7 @@ class Work:
         buffer_bytes: bytes of all buffers, which plain DDP sends before a forward.
         synced: values that a micro-batch logs with ``sync_dist=True``.
         coding: seconds to encode and decode all gradients, by the name of the compression.
-        asked: whether Lightning waits for a broadcast before every micro-batch, as since 2.6.
+        asked: whether Lightning waits for a broadcast before every micro-batch.
         skips_unused: whether DDP leaves out buckets that nobody used, so that gradients are not swapped.
     """
 

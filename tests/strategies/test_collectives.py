@@ -33,7 +33,7 @@ def total(phases: dict[str, list[str]]) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batches", "epochs"), LENGTHS)
 def test_never_waits_more_often_than_ddp(kind: str, batches: int, epochs: int, found: dict[str, Any]) -> None:
-    """Lightning's ddp waits once before every micro-batch, which later releases than 2.5 do."""
+    """Lightning's ddp waits once before every micro-batch."""
     plain, perf = (of(found, f"{name}-{kind}-{batches}x{epochs}") for name in ("ddp", "perf_ddp"))
     assert 0 < total(perf["waited"]) <= total(plain["waited"])
     for phase in ("start", "end"):

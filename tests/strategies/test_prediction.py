@@ -56,7 +56,7 @@ def test_plain_ddp() -> None:
     assert found.sent == 400
 
 
-def test_before_lightning_2_6_nobody_asks() -> None:
+def test_a_lightning_that_does_not_ask() -> None:
     found = predict("ddp", replace(SMALL, asked=False), WIRE, 2)
     assert found.waits == pytest.approx(2 * 3 * (0.1 + 0.104) + 0.108)
 
