@@ -14,11 +14,13 @@ import argparse
 import dataclasses
 import math
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.goals import RESULTS
+from benchmarks.recipe_latency import SUFFIX, latencies
 from lightning_perf.autopilot.compare import measure, quality_of
 from lightning_perf.autopilot.halving import seconds_to
 from lightning_perf.autopilot.processes import run_in_process
@@ -45,8 +47,8 @@ WORDS = (
     "Medians of {seeds} seeds; every run in a process of its own, interleaved. Behind a value stands how many times better "
     "than the baseline it is (above 1 is better), or by how much the metric differs, over pairs of equal seed, with the "
     "{level:.0%} interval. The target is where the worst baseline run ended. Memory is what one process takes above its "
-    "start. Size is that of the exported file, deflated; latency that of one sample on one thread{how}; both "
-    "of the first seed alone."
+    "start. Size is that of the exported file, deflated; latency that of a call with one sample on one "
+    "thread{how}, all files timed in turns in one process; both of the first seed alone."
 )
 
 
@@ -74,11 +76,11 @@ SETTINGS = {
 
 
 def measured(
-    name: str, seeds: int = SEEDS, overrides: Sequence[str] = (), only: Sequence[str] = (), keep: Path | None = None
+    name: str, keep: Path, seeds: int = SEEDS, overrides: Sequence[str] = (), only: Sequence[str] = ()
 ) -> Report:
     """Fit every YAML of a recipe ``seeds`` times; ``only`` names those to fit beside the baseline.
 
-    With ``keep``, a folder, every run is a file there at once, and what has a file is not run again.
+    Every run is a file in the folder ``keep`` at once, and what has a file is not run again.
 
     Raises:
         ValueError: no such recipe.
@@ -92,13 +94,12 @@ def measured(
     names = sorted(configs, key=_place)
 
     def run(variant: str, seed: int, position: int) -> Run:
-        path = keep / f"{variant}_{seed}.json" if keep else None
-        if path and path.exists():
+        path = keep / f"{variant}_{seed}.json"
+        if path.exists():
             return Run(**json_text.loads(path.read_text(encoding="utf-8")))
+        keep.mkdir(parents=True, exist_ok=True)
         made = fit(variant, seed, position)
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json_text.dumps(dataclasses.asdict(made)), encoding="utf-8")
+        path.write_text(json_text.dumps(dataclasses.asdict(made)), encoding="utf-8")
         return made
 
     def fit(variant: str, seed: int, position: int) -> Run:
@@ -110,11 +111,19 @@ def measured(
             "metric": setting.metric,
             "mode": None,
             "target": None,
+            "artifact": str((keep / f"{variant}{SUFFIX}").absolute()),
         }
         return run_in_process(job, worker=WORKER)
 
     report = measure(names, run, pairs=seeds, title=f"recipe {name}", metric=setting.metric, configs=_paths(configs))
-    return with_target(report, setting.metric or _found(report))
+    in_turns = latencies(keep)
+    runs = [
+        dataclasses.replace(run, quantities={**run.quantities, LATENCY.key: in_turns[run.variant]})
+        if run.variant in in_turns and run.value(LATENCY.key) is not None
+        else run
+        for run in report.runs
+    ]
+    return with_target(dataclasses.replace(report, runs=runs), setting.metric or _found(report))
 
 
 def _place(stem: str) -> tuple[int, str]:
@@ -227,7 +236,8 @@ def main(args: Sequence[str] | None = None) -> None:
         report = Report.from_json(path)
     else:
         try:
-            report = measured(known.name, known.seeds, overrides, known.only, known.keep)
+            with tempfile.TemporaryDirectory() as folder:
+                report = measured(known.name, known.keep or Path(folder), known.seeds, overrides, known.only)
         except ValueError as error:
             parser.error(str(error))
     print(report.table())

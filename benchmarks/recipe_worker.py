@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 import zlib
@@ -40,7 +41,8 @@ class RecipeCLI(MeasuredCLI):
             return
         is_rounded = any(isinstance(one, lp.QuantizationAwareTraining) for one in trainer.callbacks)
         loader: Any = self.datamodule.val_dataloader() if self.datamodule is not None else trainer.val_dataloaders
-        found, notes = deployed(self.model, loader, INT8 if is_rounded else FP32)
+        keep = Path(self.job["artifact"])
+        found, notes = deployed(self.model, loader, INT8 if is_rounded else FP32, keep)
         if found:
             run["quantities"] |= found
         else:
@@ -49,8 +51,13 @@ class RecipeCLI(MeasuredCLI):
         path.write_text(json.dumps(run), encoding="utf-8")
 
 
-def deployed(module: Any, loader: Iterable[Any], precision: str) -> tuple[dict[str, float], list[str]]:
-    """Bytes of the exported file, deflated, and seconds of a call with one sample on one thread; and how, or why not."""
+def deployed(
+    module: Any, loader: Iterable[Any], precision: str, keep: Path | None = None
+) -> tuple[dict[str, float], list[str]]:
+    """Bytes of the exported file, deflated, and seconds of a call with one sample on one thread; and how, or why not.
+
+    What can be opened without the module is kept as the folder ``keep``.
+    """
     notes = []
     for runtime in RUNTIMES:
         with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +80,9 @@ def deployed(module: Any, loader: Iterable[Any], precision: str) -> tuple[dict[s
                 continue
             size = sum(len(zlib.compress(path.read_bytes())) for path in files_of(made.path, entry["path"]))
             seconds = entry["seconds"].get(Target(1, 1).key) or next(iter(entry["seconds"].values()))
+            if keep and entry["runtime"] == RUNTIMES[0]:
+                shutil.rmtree(keep, ignore_errors=True)
+                shutil.copytree(made.path, keep)
         return {"file_bytes": size, "latency_seconds": seconds}, [*notes, f"deployed as {name}"]
     return {}, notes
 

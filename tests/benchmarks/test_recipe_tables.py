@@ -12,6 +12,7 @@ from torch import nn
 
 import lightning_perf as lp
 from benchmarks import recipe_tables
+from benchmarks.recipe_latency import latencies
 from benchmarks.recipe_tables import END, START, into_readme, measured, table, with_target
 from benchmarks.recipe_worker import deployed
 from lightning_perf.report import FINAL_ACCURACY, Report, Run
@@ -71,7 +72,7 @@ def test_what_cannot_be_exported_is_a_sentence_below_and_shortened_runs_are_said
     text = table(with_target(Report("t", "baseline", made, [FINAL_ACCURACY]), "val_acc"), "molecules")
     assert text.splitlines()[2].endswith("| 50.00% | none | none |")
     assert text.count("\n\nNone: not exported to stored: batch is a Graphs\n") == 1
-    assert "Runs are shortened: `--trainer.max_epochs=12`." in text
+    assert "Runs are shortened: `--trainer.max_epochs=10`." in text
 
 
 def test_the_page_keeps_what_is_around_the_table(tmp_path: Path) -> None:
@@ -132,19 +133,29 @@ def test_runs_that_were_kept_are_not_run_again(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(recipe_tables, "run_in_process", fit)
     stops = True
     with pytest.raises(KeyboardInterrupt):
-        measured("tabular", 2, only=["lossless"], keep=tmp_path)
+        measured("tabular", tmp_path / "kept", 2, only=["lossless"])
     stops = False
-    report = measured("tabular", 2, only=["lossless"], keep=tmp_path)
+    report = measured("tabular", tmp_path / "kept", 2, only=["lossless"])
     assert len(asked) == len(set(asked)) == 4
     asked.clear()
     assert (
         table(report, "tabular").splitlines()[2:4]
-        == table(measured("tabular", 2, only=["lossless"]), "tabular").splitlines()[2:4]
+        == table(measured("tabular", tmp_path / "anew", 2, only=["lossless"]), "tabular").splitlines()[2:4]
     )
     assert len(asked) == 4
 
 
-def test_an_unknown_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latencies_of_files_in_turns(tmp_path: Path) -> None:
+    """Each once, by the name of its file; without files there are none."""
+    assert latencies(tmp_path) == {}
+    for name, width in (("small", 8), ("large", 64)):
+        deployed(nn.Sequential(nn.Linear(64, width)).eval(), [torch.rand(8, 64)], "fp32", tmp_path / f"{name}.lpx")
+    found = latencies(tmp_path, rounds=5)
+    assert found.keys() == {"small", "large"}
+    assert min(found.values()) > 0
+
+
+def test_an_unknown_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(recipe_tables, "RECIPES", Path(lp.__file__).parents[1] / "recipes")
     with pytest.raises(ValueError, match="'tabula' is no recipe; the recipes are image_classification, language_model"):
-        measured("tabula")
+        measured("tabula", tmp_path)
