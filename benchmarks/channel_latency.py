@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
 from benchmarks.channel_accuracy import narrow
-from benchmarks.channel_runs import quiet
 from benchmarks.goals import RESULTS, quiet_trainer
+from benchmarks.pruning_runs import quiet
 from benchmarks.runtimes import NETS, network
 from lightning_perf import hardware, measuring
 from lightning_perf.deploy.latency import measure
