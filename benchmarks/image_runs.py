@@ -51,7 +51,12 @@ def trained(
         "parameters": float(sum(parameter.numel() for parameter in module.net.parameters())),
         "train_seconds": timed.seconds,
     }
-    return Run(variant, seed, quantities=quantities), {"batches": timed.batches, "order": timed.order}, trainer
+    more = {
+        "batches": timed.batches,
+        "order": timed.order,
+        "net": {k: [*v.shape] for k, v in module.net.state_dict().items()},
+    }
+    return Run(variant, seed, quantities=quantities), more, trainer
 
 
 def images(limit: int | None) -> FashionMNISTData:
