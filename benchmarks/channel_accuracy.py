@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -30,6 +32,8 @@ from torch import nn
 
 import lightning_perf as lp
 from benchmarks.channel_rivals import TorchPruningByHand
+from benchmarks.goals import RESULTS
+from benchmarks.guide_parts import GUIDES, drawn, publish, spread, with_bars
 from benchmarks.image_runs import EPOCHS, IMAGE, MACS, SEEDS, notes, titled, trained, usual
 from benchmarks.pruning_runs import Folder, command, of_shapes, pairs, shapes_in
 from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
@@ -38,6 +42,13 @@ from lightning_perf_recipes.image_classification.networks import PadShortcut, Re
 
 ROUND_TO, AT = 4, 0.3
 GOALS = {2: 0.3, 4: 1.0}  # products divided by: points below dense
+STYLES = {  # marker, colour, name
+    "dense": ("D", "0.3", "dense"),
+    "ours": ("o", "tab:blue", "ChannelPruning"),
+    "small": ("s", "tab:orange", "that shape from scratch"),
+    "narrow": ("^", "tab:green", "uniformly narrower, from scratch"),
+    "torch-pruning": ("v", "tab:red", "Torch-Pruning by hand"),
+}
 RIVALS = ("small", "narrow", "torch-pruning")
 VARIANTS = ("dense", *(f"{how} {part}" for part in GOALS for how in ("ours", *RIVALS)))
 PARAMETERS = Quantity("parameters", "parameters", "k", better="lower", digits=1, scale=1e-3)
@@ -100,6 +111,8 @@ def table(folder: Folder) -> None:
     print(report.table())
     report.to_json(folder.path.with_suffix(".json"))
     print(*verdicts(runs), sep="\n")
+    if folder.path.parent == RESULTS:
+        publish("channel_accuracy", GUIDES / "channel_pruning.md", draw, section)
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -117,6 +130,55 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
                 text, met = f"not below {rival.rpartition(' ')[0]}: {ahead:+.2f} points", ahead >= 0
             lines.append(f"GOAL MACs/{part}, {len(ours)} seeds: {text}: {'met' if met else 'NOT met'}")
     return lines
+
+
+def accuracies(report: Report, variant: str) -> list[float]:
+    """Per cent, by seed."""
+    return [100 * one for one in report.values("final_metric", variant) if one is not None]
+
+
+def draw(report: Report, path: Path, results: Path = RESULTS) -> None:
+    """Accuracy against products and, where it was measured, against latency; bars from the lowest to the highest seed."""
+    macs = {
+        name: MACS.scale * spread([one or 0.0 for one in report.values("macs", name)])[0] for name in report.variants
+    }
+    panels = [("MACs of an image, million", macs)]
+    timed = results / f"channel_latency_of_{path.stem}.json"
+    if timed.exists():
+        rows = json.loads(timed.read_text(encoding="utf-8"))["seconds"]
+        panels.append(
+            ("ms of a batch of 32, eager, 1 thread", {one: 1e3 * statistics.median(rows[one]) for one in rows})
+        )
+    with drawn(path, len(panels)) as axes:
+        for axis, (label, x) in zip(axes, panels, strict=True):
+            mean, low, high = spread(accuracies(report, "dense"))
+            axis.axhline(mean, color="0.3", linestyle="--", linewidth=1)
+            axis.axhspan(low, high, color="0.3", alpha=0.12, linewidth=0)
+            for how, (marker, colour, name) in STYLES.items():
+                there = [one for one in report.variants if (one == how or one[:-2] == how) and one in x]
+                if there:
+                    ys = [accuracies(report, one) for one in there]
+                    with_bars(
+                        axis, [x[one] for one in there], ys, marker=marker, color=colour, label=name, linestyle=""
+                    )
+            axis.set(xlabel=label, xlim=(0, None))
+        axes[0].set_ylabel("test accuracy, %")
+        axes[-1].legend(fontsize=7)
+
+
+def section(report: Report) -> str:
+    """What each net has, and how the goals stand."""
+    lines = ["| | MACs of an image | parameters | test accuracy | points above dense |", "|---|---|---|---|---|"]
+    for name in report.variants:
+        mine, theirs = pairs(report.runs, name, "dense", "final_metric")
+        how, _, part = name.rpartition(" ")
+        cells = [f"{STYLES[how or part][2]}{f', MACs/{part}' if how else ''}"]
+        for quantity in (MACS, PARAMETERS):
+            cells.append(quantity.text(statistics.fmean(one or 0.0 for one in report.values(quantity.key, name))))
+        cells.append(f"{statistics.fmean(accuracies(report, name)):.2f}%, {len(accuracies(report, name))} seeds")
+        cells.append(f"{100 * (statistics.fmean(mine) - statistics.fmean(theirs)):+.2f}" if mine and how else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(report.runs))])
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -20,11 +20,14 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback, ModelPruning
 
 import lightning_perf as lp
+from benchmarks.goals import RESULTS
+from benchmarks.guide_parts import GUIDES, drawn, publish, spread, with_bars
 from benchmarks.image_runs import SEEDS, notes, titled, trained, usual
 from benchmarks.pruning_runs import Folder, command, pairs
 from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
@@ -33,6 +36,11 @@ from lightning_perf_recipes.image_classification.module import ImageClassifier
 ONCE_AFTER, GRADUAL_EPOCHS = 2, 7  # index of an epoch; number of epochs
 GOALS = {0.8: 0.1, 0.9: 0.3, 0.95: 1.0}  # sparsity: points below dense
 SPARSITY = Quantity("sparsity", "zeros", "%", digits=2, compare="difference", scale=100)
+STYLES = {  # marker, colour, name
+    "ours": ("o", "tab:blue", "MagnitudePruning"),
+    "lightning once": ("s", "tab:orange", "Lightning's ModelPruning, at once"),
+    "lightning gradual": ("^", "tab:green", "Lightning's ModelPruning, gradual"),
+}
 RIVALS = ("lightning once", "lightning gradual")
 VARIANTS = ("dense", *(f"{how} {sparsity:g}" for sparsity in GOALS for how in ("ours", *RIVALS)))
 
@@ -82,6 +90,8 @@ def table(folder: Folder) -> None:
     print(report.table())
     report.to_json(folder.path.with_suffix(".json"))
     print(*verdicts(runs), sep="\n")
+    if folder.path.parent == RESULTS:
+        publish("pruning_accuracy", GUIDES / "pruning.md", draw, section)
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -99,6 +109,45 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
                 text, met = f"above {rival.rpartition(' ')[0]}: {ahead:+.2f} points", ahead > 0
             lines.append(f"GOAL {sparsity:.0%}, {len(ours)} seeds: {text}: {'met' if met else 'NOT met'}")
     return lines
+
+
+def accuracies(report: Report, variant: str) -> list[float]:
+    """Per cent, by seed."""
+    return [100 * one for one in report.values("final_metric", variant) if one is not None]
+
+
+def draw(report: Report, path: Path) -> None:
+    """Accuracy against sparsity, dense as a line; bars from the lowest to the highest seed."""
+    with drawn(path) as (axis,):
+        mean, low, high = spread(accuracies(report, "dense"))
+        axis.axhline(mean, color="0.3", linestyle="--", linewidth=1, label="dense")
+        axis.axhspan(low, high, color="0.3", alpha=0.12, linewidth=0)
+        for shift, (how, (marker, colour, label)) in zip((-0.25, 0.0, 0.25), STYLES.items(), strict=True):
+            there = [one for one in GOALS if f"{how} {one:g}" in report.variants]
+            if there:
+                x, ys = [100 * one + shift for one in there], [accuracies(report, f"{how} {one:g}") for one in there]
+                with_bars(axis, x, ys, marker=marker, color=colour, label=label)
+        axis.set(xlabel="weights that are zero, %", ylabel="test accuracy, %", xticks=[100 * one for one in GOALS])
+        axis.legend(fontsize=7)
+
+
+def section(report: Report) -> str:
+    """Accuracies by variant and sparsity, and how the goals stand."""
+    dense = accuracies(report, "dense")
+    head = "| | " + " | ".join(f"{one:.0%} zeros" for one in GOALS) + " |"
+    lines = [head, "|---" * (len(GOALS) + 1) + "|"]
+    for how, (_, _, label) in STYLES.items():
+        cells = []
+        for one in GOALS:
+            name = f"{how} {one:g}"
+            mine, theirs = pairs(report.runs, name, "dense", "final_metric")
+            ahead = f" ({100 * (statistics.fmean(mine) - statistics.fmean(theirs)):+.2f})" if mine else ""
+            cells.append(f"{statistics.fmean(accuracies(report, name)):.2f}%{ahead}" if name in report.variants else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += [
+        f"\nDense: {statistics.fmean(dense):.2f}%, {len(dense)} seeds; in brackets points above it, over common seeds.\n"
+    ]
+    return "\n".join([*lines, *(f"- {line}" for line in verdicts(report.runs))])
 
 
 def main(args: Sequence[str] | None = None) -> None:

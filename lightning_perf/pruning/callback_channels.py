@@ -132,6 +132,7 @@ class ChannelPruning(PerfCallback):
                     reshape(one, state["shapes"])
                 self._shapes, self._left, self._done = state["shapes"], state["left"], state["done"]
                 self._pull.members = state["members"]
+                self._due = state.get("due", False) and self._done < self.steps  # no epoch that has begun begins again
 
         self.undo(trainer).push(at_module_door(trainer, Stage.STRUCTURE, restore))
         if stage == "fit" and self.regularize:
@@ -152,7 +153,10 @@ class ChannelPruning(PerfCallback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the shapes, so that the weights can be loaded."""
         if self._module() is pl_module:
-            state = {"shapes": self._shapes, "done": self._done, "left": self._left, "members": self._pull.members}
+            state = {
+                "shapes": self._shapes, "done": self._done, "left": self._left, "due": self._due,
+                "members": self._pull.members,
+            }  # fmt: skip
             checkpoint.setdefault("callbacks", {})[self.state_key] = state
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -176,8 +180,8 @@ class ChannelPruning(PerfCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: cut, at the first batch of an epoch; find what to pull, at the first batch of all."""
         if self._due:
-            self._due = False
             self._cut(trainer, pl_module, batch)
+            self._due = False  # what stops the fit before leaves a checkpoint in which the cut is still to come
         if self._active and self.regularize and self._done < self.steps:
             self._pull.begin(trainer, pl_module, lambda: self._channels(trainer, pl_module, batch))
 
