@@ -71,7 +71,7 @@ def drawn(path: Path, panels: int = 1, *, sharey: bool = True) -> Iterator[Seque
     mpl.use("svg")
     from matplotlib import pyplot
 
-    mpl.rcParams.update({"svg.hashsalt": path.stem, "svg.fonttype": "none", "text.parse_math": False})
+    mpl.rcParams.update({"svg.hashsalt": path.stem, "svg.fonttype": "none"})
     figure, rows = pyplot.subplots(1, panels, figsize=(4.4 * panels, 3.6), sharey=sharey, squeeze=False)
     yield rows[0]
     figure.tight_layout()
