@@ -1,14 +1,17 @@
 """Accuracy of ResNet-20 on Fashion-MNIST with half and a quarter of its products, against small nets and Torch-Pruning.
 
-    python -m benchmarks.channel_accuracy             # runs what has no result file yet; may be stopped
-    python -m benchmarks.channel_accuracy --table     # the table of what there is
+    python -m benchmarks.channel_accuracy                  # runs what has no result file yet; may be stopped
+    python -m benchmarks.channel_accuracy --table          # the table of what there is
+    python -m benchmarks.channel_accuracy --images 6000    # a tenth of the training images, in a folder of its own
 
-Every run has the same 10 epochs over the same batches: the image recipe, AdamW at 3e-3, one cycle. Variants, frozen
-beforehand, for 1/2 and 1/4 of the multiply-accumulates of a forward pass: ``ours``: ``ChannelPruning(share, at=0.3,
-round_to=4)``; ``small``: the shape that ours ended with, trained from scratch; ``narrow``: the widest uniformly narrower
-ResNet-20 that meets the share, from scratch; ``torch-pruning``: its global magnitude pruner by hand before the same epoch,
-with the same rounding (benchmarks/channel_rivals.py); since the net does not run without channels of its residual stream,
-which are hard-coded in its shortcuts, these stay, as they do in ours. Three seeds.
+Every run has the same 10 epochs over the same batches of 55,000 training images (5,000 of the 60,000 are set aside), on one
+thread: the image recipe, AdamW at 3e-3, one cycle. Several processes may run side by side. ``dense`` is the run of
+benchmarks/pruning_accuracy.py. Other variants, frozen beforehand, for 1/2 and 1/4 of the multiply-accumulates of a forward
+pass: ``ours``: ``ChannelPruning(share, at=0.3, round_to=4)``; ``small``: the shape that ours ended with, trained from
+scratch; ``narrow``: the widest uniformly narrower ResNet-20 that meets the share, from scratch; ``torch-pruning``: its
+global magnitude pruner by hand before the same epoch, with the same rounding (benchmarks/channel_rivals.py); since the net
+does not run without channels of its residual stream, which are hard-coded in its shortcuts, these stay, as they do in ours.
+Three seeds. ``--images`` is a reduced protocol, labelled as such: the same epochs over fewer images, the same in every run.
 
 Goals, on the test images, mean over seeds: at most 0.3 and 1.0 points below ``dense``; not below ``small``, ``narrow`` or
 ``torch-pruning``.
@@ -17,32 +20,38 @@ Goals, on the test images, mean over seeds: at most 0.3 and 1.0 points below ``d
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 import lightning_perf as lp
 from benchmarks.channel_rivals import TorchPruningByHand
-from benchmarks.channel_runs import Folder, Timed, command, of_shapes, pairs, shapes_in
-from benchmarks.goals import RESULTS, quiet_trainer
-from lightning_perf.host import seed_everything
+from benchmarks.goals import RESULTS
+from benchmarks.guide_parts import GUIDES, drawn, publish, spread, with_bars
+from benchmarks.image_runs import EPOCHS, IMAGE, MACS, SEEDS, notes, titled, trained, usual
+from benchmarks.pruning_runs import Folder, command, of_shapes, pairs, shapes_in
 from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
-from lightning_perf_recipes.image_classification.data import FashionMNISTData
 from lightning_perf_recipes.image_classification.module import ImageClassifier
 from lightning_perf_recipes.image_classification.networks import PadShortcut, ResNet
 
-FOLDER = RESULTS / "channel_accuracy"
-EPOCHS, SEEDS, THREADS, ROUND_TO, AT = 10, 3, 2, 4, 0.3
+ROUND_TO, AT = 4, 0.3
 GOALS = {2: 0.3, 4: 1.0}  # products divided by: points below dense
+STYLES = {  # marker, colour, name
+    "dense": ("D", "0.3", "dense"),
+    "ours": ("o", "tab:blue", "ChannelPruning"),
+    "small": ("s", "tab:orange", "that shape from scratch"),
+    "narrow": ("^", "tab:green", "uniformly narrower, from scratch"),
+    "torch-pruning": ("v", "tab:red", "Torch-Pruning by hand"),
+}
 RIVALS = ("small", "narrow", "torch-pruning")
 VARIANTS = ("dense", *(f"{how} {part}" for part in GOALS for how in ("ours", *RIVALS)))
-MACS = Quantity("macs", "MACs of an image", "M", better="lower", digits=2, scale=1e-6)
 PARAMETERS = Quantity("parameters", "parameters", "k", better="lower", digits=1, scale=1e-3)
-IMAGE = torch.zeros(1, 1, 28, 28)
 
 
 def narrow(part: int) -> nn.Module:
@@ -74,28 +83,20 @@ def prepared(variant: str, seed: int, folder: Folder) -> tuple[ImageClassifier, 
 
 def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dict[str, Any]]:
     """One run on a fresh module, its accuracy on the test images, and the shapes of ours."""
-    torch.set_num_threads(THREADS)
-    seed_everything(seed)
-    data, timed = FashionMNISTData(), Timed()
-    module, pruning = prepared(variant, seed, folder)
-    callbacks = [lp.OptimizerFactory("adamw", lr=3e-3, schedule="one_cycle"), lp.ChannelsLast(), *pruning, timed]
-    trainer = quiet_trainer(callbacks, max_epochs=EPOCHS, limit_val_batches=0, num_sanity_val_steps=0, **short)
-    trainer.fit(module, datamodule=data)
-    more: dict[str, Any] = {}
+    pruning: list[Callback] = []
+
+    def ready() -> tuple[ImageClassifier, list[Callback]]:
+        module, callbacks = prepared(variant, seed, folder)
+        pruning.extend(callbacks)
+        return module, callbacks
+
+    run, more, trainer = trained(variant, seed, folder, ready, **short)
     if variant.startswith("ours"):
-        folder.path.mkdir(parents=True, exist_ok=True)
-        more["shapes"] = shapes_in(trainer, pruning[0], folder.path / "shapes.ckpt")
+        more["shapes"] = shapes_in(trainer, pruning[0])
     if variant.startswith("torch-pruning"):
         assert isinstance(pruning[0], TorchPruningByHand)
-        more = {"ignored": pruning[0].ignored[0], "failures": pruning[0].failures}
-    tester = quiet_trainer([], limit_test_batches=short.get("limit_train_batches"))
-    quantities = {
-        "final_metric": tester.test(module, datamodule=data, verbose=False)[0]["test_acc"],
-        "macs": float(lp.count_macs(module.net, IMAGE)),
-        "parameters": float(sum(parameter.numel() for parameter in module.net.parameters())),
-        "train_seconds": timed.seconds,
-    }
-    return Run(variant, seed, quantities=quantities), more
+        more |= {"ignored": pruning[0].ignored[0], "failures": pruning[0].failures}
+    return run, more
 
 
 def table(folder: Folder) -> None:
@@ -105,10 +106,13 @@ def table(folder: Folder) -> None:
         print(f"{len(runs)} runs, none of them dense: too few for a table.")
         return
     rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy"), MACS, PARAMETERS, TRAIN_SECONDS]
-    report = Report("ResNet-20 on Fashion-MNIST, channels pruned", "dense", runs, rows)
+    title = titled("ResNet-20 on Fashion-MNIST, channels pruned", folder)
+    report = Report(title, "dense", runs, rows, notes=notes(folder))
     print(report.table())
     report.to_json(folder.path.with_suffix(".json"))
     print(*verdicts(runs), sep="\n")
+    if folder.path.parent == RESULTS:
+        publish("channel_accuracy", GUIDES / "channel_pruning.md", draw, section)
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -128,9 +132,60 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
+def accuracies(report: Report, variant: str) -> list[float]:
+    """Per cent, by seed."""
+    return [100 * one for one in report.values("final_metric", variant) if one is not None]
+
+
+def draw(report: Report, path: Path, results: Path = RESULTS) -> None:
+    """Accuracy against products and, where it was measured, against latency; bars from the lowest to the highest seed."""
+    macs = {
+        name: MACS.scale * spread([one or 0.0 for one in report.values("macs", name)])[0] for name in report.variants
+    }
+    panels = [("MACs of an image, million", macs)]
+    timed = results / f"channel_latency_of_{path.stem}.json"
+    if timed.exists():
+        rows = json.loads(timed.read_text(encoding="utf-8"))["seconds"]
+        panels.append(
+            ("ms of a batch of 32, eager, 1 thread", {one: 1e3 * statistics.median(rows[one]) for one in rows})
+        )
+    with drawn(path, len(panels)) as axes:
+        for axis, (label, x) in zip(axes, panels, strict=True):
+            mean, low, high = spread(accuracies(report, "dense"))
+            axis.axhline(mean, color="0.3", linestyle="--", linewidth=1)
+            axis.axhspan(low, high, color="0.3", alpha=0.12, linewidth=0)
+            for how, (marker, colour, name) in STYLES.items():
+                there = [one for one in report.variants if (one == how or one[:-2] == how) and one in x]
+                if there:
+                    ys = [accuracies(report, one) for one in there]
+                    with_bars(
+                        axis, [x[one] for one in there], ys, marker=marker, color=colour, label=name, linestyle=""
+                    )
+            axis.set(xlabel=label, xlim=(0, None))
+        axes[0].set_ylabel("test accuracy, %")
+        axes[-1].legend(fontsize=7)
+
+
+def section(report: Report) -> str:
+    """What each net has, and how the goals stand."""
+    lines = ["| | MACs of an image | parameters | test accuracy | points above dense |", "|---|---|---|---|---|"]
+    for name in report.variants:
+        mine, theirs = pairs(report.runs, name, "dense", "final_metric")
+        how, _, part = name.rpartition(" ")
+        cells = [f"{STYLES[how or part][2]}{f', MACs/{part}' if how else ''}"]
+        for quantity in (MACS, PARAMETERS):
+            cells.append(quantity.text(statistics.fmean(one or 0.0 for one in report.values(quantity.key, name))))
+        cells.append(f"{statistics.fmean(accuracies(report, name)):.2f}%, {len(accuracies(report, name))} seeds")
+        cells.append(f"{100 * (statistics.fmean(mine) - statistics.fmean(theirs)):+.2f}" if mine and how else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(report.runs))])
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    command("channel_accuracy", (FOLDER, SEEDS), VARIANTS, "final_metric", fit, table, args)
+    after = {f"small {part}": f"ours {part}" for part in GOALS}
+    folder = functools.partial(usual, "channel_accuracy")
+    command("channel_accuracy", folder, VARIANTS, fit, table, args, seeds=SEEDS, after=after, fewer=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """How much of the products that ChannelPruning takes out a CPU gives back as time: MACs/2, eager fp32, batch 32.
 
     python -m benchmarks.channel_latency
+    python -m benchmarks.channel_latency --nets channel_accuracy    # or channel_accuracy_6000: for the guide's picture
 
 R20 and R10w are those of benchmarks/runtimes.py, with weights as initialised: latency does not depend on them. Each goes
 through a fit of one batch with ``ChannelPruning(0.5, at=0.0)``, R20 with the recipe's ``round_to=4``. The whole net, the cut
 one and, for R20, a uniformly narrower ResNet-20 of at most as many products run in turn, one thread, wall time. Goals:
-latency factor / MAC factor, of the cut net over the whole, at least 0.6 for R20 and 0.8 for R10w.
+latency factor / MAC factor, of the cut net over the whole, at least 0.6 for R20 and 0.8 for R10w. ``--nets`` measures in the
+same way the shapes that the runs of benchmarks/channel_accuracy.py ended with, those of the first seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
-from benchmarks.channel_accuracy import narrow
-from benchmarks.channel_runs import quiet
+from benchmarks.channel_accuracy import VARIANTS, narrow
 from benchmarks.goals import RESULTS, quiet_trainer
+from benchmarks.pruning_runs import quiet
 from benchmarks.runtimes import NETS, network
 from lightning_perf import hardware, measuring
 from lightning_perf.deploy.latency import measure
+from lightning_perf.report import json_text
+from lightning_perf_recipes.image_classification.networks import PadShortcut, ResNet
 
 BATCH, ROUNDS, TARGET = 32, 41, 0.5
 GOALS = {"R20": 0.6, "R10w": 0.8}
@@ -81,18 +87,57 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     return row
 
 
+def net_of(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A ResNet-20 whose tensors have these shapes, with the first of its initial values, in eval mode."""
+    widths = [shapes[f"blocks.{block}.conv2.weight"][0] for block in (2, 5, 8)]  # of its stages' residual streams
+    net = ResNet(widths, 3, PadShortcut, 1, 10)
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        tensor.data = tensor.data[tuple(slice(size) for size in shapes[name])].clone()
+    return net.eval()
+
+
+def nets_measured(name: str, rounds: int) -> dict[str, Any]:
+    """Seconds of a batch of each variant's net, in turn.
+
+    Raises:
+        FileNotFoundError: no run of the first seed.
+    """
+    folders = (name.replace("channel_", "pruning_"), name)  # where dense is, and the others
+    paths = [path for one in folders for path in sorted((RESULTS / one).glob("*_seed0.json"))]
+    kept = [json_text.loads(path.read_text(encoding="utf-8")) for path in paths]
+    kept = [one for one in kept if one["variant"] in VARIANTS]
+    if not kept:
+        raise FileNotFoundError(
+            f"{RESULTS / name} holds no run of the first seed: run benchmarks.channel_accuracy first."
+        )
+    x = torch.randn(BATCH, 1, 28, 28, generator=torch.Generator().manual_seed(9))
+    runs = {}
+    for one in kept:
+        net = net_of(one["more"]["net"])
+        assert lp.count_macs(net, x[:1]) == one["quantities"]["macs"], one["variant"]
+        runs[one["variant"]] = lambda tensors, net=net: [net(*tensors)]
+    return {"seconds": measure(runs, [x], rounds=rounds)}
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser("python -m benchmarks.channel_latency")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, default=RESULTS / "channel_latency.json", help="file to write")
+    parser.add_argument("--out", type=Path, help="file to write")
+    parser.add_argument(
+        "--nets", metavar="NAME", help="of a folder in benchmarks/results: measure the nets of its runs"
+    )
     known = parser.parse_args()
-    if known.rounds < ROUNDS and known.out == RESULTS / "channel_latency.json":
+    name = "channel_latency" if known.nets is None else f"channel_latency_of_{known.nets}"
+    if known.rounds < ROUNDS and known.out is None:
         parser.error(f"--rounds {known.rounds}: shortened runs are no results; name another --out.")
     quiet()
     torch.set_num_threads(1)
     with measuring.watch_contention() as watch:
-        rows = [measured(name, known.rounds) for name in GOALS]
+        rows = [measured(one, known.rounds) for one in GOALS] if known.nets is None else []
+        more = {} if known.nets is None else nets_measured(known.nets, known.rounds)
+    for variant, seconds in more.get("seconds", {}).items():
+        print(f"{variant:16} {1e3 * statistics.median(seconds):.2f} ms")
     for row in rows:
         for label in ("cut", "narrow"):
             if label in row:
@@ -106,15 +151,16 @@ def main() -> None:
                 )
     print(watch.result.sentence())
     result = {
-        "benchmark": "channel_latency",
-        "goal": "latency factor / MAC factor >= 0.6 (R20), 0.8 (R10w)",
+        "benchmark": name,
+        "goal": "none set" if known.nets else "latency factor / MAC factor >= 0.6 (R20), 0.8 (R10w)",
         "machine": hardware.machine(),
         "versions": hardware.versions(),
         "contention": watch.result.sentence(),
-        "rows": rows,
+        **(more or {"rows": rows}),
     }
-    known.out.parent.mkdir(parents=True, exist_ok=True)
-    known.out.write_text(json.dumps(result, indent=1) + "\n")
+    out = known.out or RESULTS / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import lightning_perf as lp
-from benchmarks.channel_runs import Folder, Timed, command, of_shapes, pairs, shapes_in
 from benchmarks.goals import RESULTS, quiet_trainer
+from benchmarks.pruning_runs import Folder, Timed, command, of_shapes, pairs, shapes_in
 from lightning_perf.host import seed_everything
 from lightning_perf.report import TRAIN_SECONDS, Quantity, Report, Run
 from lightning_perf_recipes.language_model.data import TextData
@@ -72,8 +72,7 @@ def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dic
     trainer.fit(module, datamodule=data)
     more: dict[str, Any] = {}
     if variant == "ours":
-        folder.path.mkdir(parents=True, exist_ok=True)
-        more["shapes"] = shapes_in(trainer, pruning[0], folder.path / "shapes.ckpt")
+        more["shapes"] = shapes_in(trainer, pruning[0])
     tester = quiet_trainer([], limit_val_batches=short.get("limit_train_batches"))
     whole, blocks = products(module)
     quantities = {
@@ -109,7 +108,8 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    command("channel_perplexity", (FOLDER, SEEDS), VARIANTS, "perplexity", fit, table, args)
+    usual, after = Folder(FOLDER), {"small": "ours"}
+    command("channel_perplexity", lambda _: usual, VARIANTS, fit, table, args, seeds=SEEDS, after=after)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,46 @@
 """Accuracy of a pruned ResNet-20 on Fashion-MNIST at 80, 90 and 95 %, against dense and against Lightning's ModelPruning.
 
-    python -m benchmarks.pruning_accuracy             # runs what has no result file yet; may be stopped
-    python -m benchmarks.pruning_accuracy --table     # the table of what there is
+    python -m benchmarks.pruning_accuracy                  # runs what has no result file yet; may be stopped
+    python -m benchmarks.pruning_accuracy --table          # the table of what there is
+    python -m benchmarks.pruning_accuracy --images 6000    # a tenth of the training images, in a folder of its own
 
-Every run has the same 10 epochs over the same batches: the image recipe, AdamW at 3e-3, one cycle. Variants, frozen
-beforehand: ``dense``; ``ours``: ``MagnitudePruning(sparsity)`` with its defaults; ``lightning once``: ``ModelPruning`` of
-the same weights, global, to the full sparsity after the third epoch; ``lightning gradual``: its amount compounded over
-the first seven epochs, reaching the sparsity at the same point as ours. Its lottery-ticket reset is off. Three seeds.
+Every run has the same 10 epochs over the same batches of 55,000 training images (5,000 of the 60,000 are set aside), on one
+thread: the image recipe, AdamW at 3e-3, one cycle. Several processes may run side by side. Variants, frozen beforehand:
+``dense``; ``ours``: ``MagnitudePruning(sparsity)`` with its defaults; ``lightning once``: ``ModelPruning`` of the same
+weights, global, to the full sparsity after the third epoch; ``lightning gradual``: its amount compounded over the first
+seven epochs, reaching the sparsity at the same point as ours. Its lottery-ticket reset is off. Three seeds. ``--images`` is
+a reduced protocol, labelled as such: the same epochs over fewer images, the same ones in every run, and all test images.
 
 Goals, on the test images, mean over seeds: at most 0.1, 0.3, 1.0 points below ``dense``; above both of Lightning's at each.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import logging
+import functools
 import statistics
-import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback, ModelPruning
 
 import lightning_perf as lp
-from benchmarks.goals import RESULTS, quiet_trainer
-from lightning_perf import measuring
-from lightning_perf.host import seed_everything
-from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run, json_text
-from lightning_perf_recipes.image_classification.data import FashionMNISTData
+from benchmarks.goals import RESULTS
+from benchmarks.guide_parts import GUIDES, drawn, publish, spread, with_bars
+from benchmarks.image_runs import SEEDS, notes, titled, trained, usual
+from benchmarks.pruning_runs import Folder, command, pairs
+from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
 from lightning_perf_recipes.image_classification.module import ImageClassifier
 
-FOLDER = RESULTS / "pruning_accuracy"
-EPOCHS, SEEDS, THREADS = 10, 3, 2
 ONCE_AFTER, GRADUAL_EPOCHS = 2, 7  # index of an epoch; number of epochs
 GOALS = {0.8: 0.1, 0.9: 0.3, 0.95: 1.0}  # sparsity: points below dense
 SPARSITY = Quantity("sparsity", "zeros", "%", digits=2, compare="difference", scale=100)
+STYLES = {  # marker, colour, name
+    "ours": ("o", "tab:blue", "MagnitudePruning"),
+    "lightning once": ("s", "tab:orange", "Lightning's ModelPruning, at once"),
+    "lightning gradual": ("^", "tab:green", "Lightning's ModelPruning, gradual"),
+}
 RIVALS = ("lightning once", "lightning gradual")
 VARIANTS = ("dense", *(f"{how} {sparsity:g}" for sparsity in GOALS for how in ("ours", *RIVALS)))
 
@@ -66,101 +68,92 @@ def pruning(variant: str, module: Any) -> list[Callback]:
     ]
 
 
-def fit(variant: str, seed: int, **arguments: Any) -> Run:
+def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dict[str, Any]]:
     """One run on a fresh module, and its accuracy on the test images."""
-    torch.set_num_threads(THREADS)
-    seed_everything(seed)
-    module, data = ImageClassifier(), FashionMNISTData()
-    factory = lp.OptimizerFactory("adamw", lr=3e-3, schedule="one_cycle")
-    callbacks = [factory, lp.ChannelsLast(), *pruning(variant, module)]
-    trainer = quiet_trainer(
-        callbacks, **{"max_epochs": EPOCHS, "limit_val_batches": 0, "num_sanity_val_steps": 0, **arguments}
-    )
-    start = time.perf_counter()
-    trainer.fit(module, datamodule=data)
-    seconds = time.perf_counter() - start
-    tester = quiet_trainer([], limit_test_batches=arguments.get("limit_test_batches"))
-    accuracy = tester.test(module, datamodule=data, verbose=False)[0]["test_acc"]
-    quantities = {"final_accuracy": accuracy, "sparsity": lp.sparsity(module).total, "train_seconds": seconds}
-    return Run(variant, seed, quantities=quantities)
+
+    def prepared() -> tuple[ImageClassifier, list[Callback]]:
+        module = ImageClassifier()
+        return module, pruning(variant, module)
+
+    run, more, _ = trained(variant, seed, folder, prepared, **short)
+    return run, more
 
 
-def path_of(folder: Path, variant: str, seed: int) -> Path:
-    """The file of one run."""
-    return folder / f"{variant.replace(' ', '_')}_seed{seed}.json"
-
-
-def run_missing(folder: Path, seeds: int, **arguments: Any) -> None:
-    """Run what has no file, in interleaved rounds."""
-    for seed, names in enumerate(measuring.schedule(VARIANTS, seeds)):
-        for name in names:
-            path = path_of(folder, name, seed)
-            if path.exists():
-                continue
-            run = fit(name, seed, **arguments)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json_text.dumps({"written": time.time(), **dataclasses.asdict(run)}), encoding="utf-8")
-            print(
-                f"{name}, seed {seed}: {run.value('final_accuracy'):.4f}, {run.value('sparsity'):.4f} zeros, "
-                f"{run.value('train_seconds'):.0f} s",
-                flush=True,
-            )
-
-
-def read(folder: Path) -> list[Run]:
-    """The runs that have a file."""
-    found = []
-    for variant in VARIANTS:
-        for path in sorted(folder.glob(f"{variant.replace(' ', '_')}_seed*.json")):
-            data = json_text.loads(path.read_text(encoding="utf-8"))
-            data.pop("written")
-            found.append(Run(**data))
-    return found
-
-
-def table(folder: Path) -> None:
+def table(folder: Folder) -> None:
     """Print the report and how the goals stand."""
-    runs = read(folder)
-    ends = {name: [run.quantities["final_accuracy"] or 0.0 for run in runs if run.variant == name] for name in VARIANTS}
-    if not ends["dense"]:
+    runs = list(folder.runs(VARIANTS))
+    if not any(run.variant == "dense" for run in runs):
         print(f"{len(runs)} runs, none of them dense: too few for a table.")
         return
-    rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy", digits=2), SPARSITY, TRAIN_SECONDS]
-    report = Report("ResNet-20 on Fashion-MNIST, pruned", "dense", runs, rows)
+    rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy"), SPARSITY, TRAIN_SECONDS]
+    report = Report(titled("ResNet-20 on Fashion-MNIST, pruned", folder), "dense", runs, rows, notes=notes(folder))
     print(report.table())
-    report.to_json(folder.with_suffix(".json"))
-    mean = {name: 100 * statistics.fmean(values) for name, values in ends.items() if values}
+    report.to_json(folder.path.with_suffix(".json"))
+    print(*verdicts(runs), sep="\n")
+    if folder.path.parent == RESULTS:
+        publish("pruning_accuracy", GUIDES / "pruning.md", draw, section)
+
+
+def verdicts(runs: Sequence[Run]) -> list[str]:
+    """How the goals stand, a line each; over the seeds that both sides of a comparison have."""
+    lines = []
     for sparsity, goal in GOALS.items():
-        ours = mean.get(f"ours {sparsity:g}")
-        if ours is None:
-            continue
-        drop = mean["dense"] - ours
-        print(f"GOAL {sparsity:.0%}: drop <= {goal} points: {drop:.2f}: {'met' if drop <= goal else 'NOT met'}")
-        for rival in RIVALS:
-            theirs = mean.get(f"{rival} {sparsity:g}")
-            if theirs is not None:
-                met = "met" if ours > theirs else "NOT met"
-                print(f"GOAL {sparsity:.0%}: above {rival}: {ours - theirs:+.2f} points: {met}")
+        for rival in ("dense", *(f"{name} {sparsity:g}" for name in RIVALS)):
+            ours, theirs = pairs(runs, f"ours {sparsity:g}", rival, "final_metric")
+            if not ours:
+                continue
+            ahead = 100 * (statistics.fmean(ours) - statistics.fmean(theirs))
+            if rival == "dense":
+                text, met = f"drop <= {goal} points: {-ahead:.2f}", -ahead <= goal
+            else:
+                text, met = f"above {rival.rpartition(' ')[0]}: {ahead:+.2f} points", ahead > 0
+            lines.append(f"GOAL {sparsity:.0%}, {len(ours)} seeds: {text}: {'met' if met else 'NOT met'}")
+    return lines
+
+
+def accuracies(report: Report, variant: str) -> list[float]:
+    """Per cent, by seed."""
+    return [100 * one for one in report.values("final_metric", variant) if one is not None]
+
+
+def draw(report: Report, path: Path) -> None:
+    """Accuracy against sparsity, dense as a line; bars from the lowest to the highest seed."""
+    with drawn(path) as (axis,):
+        mean, low, high = spread(accuracies(report, "dense"))
+        axis.axhline(mean, color="0.3", linestyle="--", linewidth=1, label="dense")
+        axis.axhspan(low, high, color="0.3", alpha=0.12, linewidth=0)
+        for shift, (how, (marker, colour, label)) in zip((-0.25, 0.0, 0.25), STYLES.items(), strict=True):
+            there = [one for one in GOALS if f"{how} {one:g}" in report.variants]
+            if there:
+                x, ys = [100 * one + shift for one in there], [accuracies(report, f"{how} {one:g}") for one in there]
+                with_bars(axis, x, ys, marker=marker, color=colour, label=label)
+        axis.set(xlabel="weights that are zero, %", ylabel="test accuracy, %", xticks=[100 * one for one in GOALS])
+        axis.legend(fontsize=7)
+
+
+def section(report: Report) -> str:
+    """Accuracies by variant and sparsity, and how the goals stand."""
+    dense = accuracies(report, "dense")
+    head = "| | " + " | ".join(f"{one:.0%} zeros" for one in GOALS) + " |"
+    lines = [head, "|---" * (len(GOALS) + 1) + "|"]
+    for how, (_, _, label) in STYLES.items():
+        cells = []
+        for one in GOALS:
+            name = f"{how} {one:g}"
+            mine, theirs = pairs(report.runs, name, "dense", "final_metric")
+            ahead = f" ({100 * (statistics.fmean(mine) - statistics.fmean(theirs)):+.2f})" if mine else ""
+            cells.append(f"{statistics.fmean(accuracies(report, name)):.2f}%{ahead}" if name in report.variants else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines += [
+        f"\nDense: {statistics.fmean(dense):.2f}%, {len(dense)} seeds; in brackets points above it, over common seeds.\n"
+    ]
+    return "\n".join([*lines, *(f"- {line}" for line in verdicts(report.runs))])
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser("python -m benchmarks.pruning_accuracy")
-    parser.add_argument("--table", action="store_true", help="only print what there is")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--batches", type=int, help="so many batches an epoch, for a look; needs --folder")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the result files are")
-    known = parser.parse_args(args)
-    if known.batches is not None and known.folder == FOLDER:
-        parser.error(f"--batches {known.batches}: shortened runs are no results; name another --folder.")
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if not known.table:
-        short: dict[str, Any] = {}
-        if known.batches is not None:
-            short = {"limit_train_batches": known.batches, "limit_test_batches": known.batches}
-        run_missing(known.folder, known.seeds, **short)
-    table(known.folder)
+    folder = functools.partial(usual, "pruning_accuracy")
+    command("pruning_accuracy", folder, VARIANTS, fit, table, args, seeds=SEEDS, fewer=True)
 
 
 if __name__ == "__main__":

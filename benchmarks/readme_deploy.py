@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.goals import RESULTS
+from benchmarks.guide_parts import drawn
 from lightning_perf.report import Quantity, Report
 from lightning_perf.report.rows import comparison_text
 
@@ -167,17 +169,15 @@ def _shown(report: Report, key: str, variant: str) -> str:
 
 def draw() -> None:
     """Error of the output (up to what counts as right) against latency, as ``docs/guides/runtimes.svg``."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot
-
-    mpl.rcParams.update({"svg.hashsalt": "runtimes", "svg.fonttype": "none"})
     reports = {net: report for net in NETS if (report := found(f"runtimes_{net}_t1")) is not None}
     if not reports:
         return
-    figure, axes = pyplot.subplots(1, len(reports), figsize=(4.4 * len(reports), 3.6), sharey=True, squeeze=False)
-    for axis, (net, report) in zip(axes[0], reports.items(), strict=True):
+    with drawn(PICTURE, len(reports)) as axes:
+        _draw(axes, reports)
+
+
+def _draw(axes: Sequence[Any], reports: Mapping[str, Report]) -> None:
+    for axis, (net, report) in zip(axes, reports.items(), strict=True):
         for name in report.variants:
             seconds, error = value(report, "seconds_b1_t1", name), value(report, "error", name)
             if seconds is None or error is None or error > RIGHT:
@@ -190,11 +190,8 @@ def draw() -> None:
             axis.annotate(precision, (1e3 * seconds, error), fontsize=6, xytext=(2, below), textcoords="offset points")
         axis.tick_params(axis="x", which="both", labelsize=6)
         axis.set(xscale="log", title=net, xlabel="ms, batch 1, 1 thread", ylim=(-0.006, 0.066))
-    axes[0][0].set_ylabel("relative error of the output")
+    axes[0].set_ylabel("relative error of the output")
     for colour, label in dict(RUNTIMES.values()).items():
-        axes[0][-1].scatter([], [], color=colour, label=label)
-    axes[0][-1].scatter([], [], color="0.5", marker="^", label="a peer's quantizer")
-    axes[0][-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(PICTURE, metadata={"Date": None})
-    pyplot.close(figure)
+        axes[-1].scatter([], [], color=colour, label=label)
+    axes[-1].scatter([], [], color="0.5", marker="^", label="a peer's quantizer")
+    axes[-1].legend(fontsize=7)

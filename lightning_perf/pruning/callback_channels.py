@@ -17,7 +17,6 @@ from lightning_perf.host import (
     averaged_modules,
     is_a,
     offered_shadows,
-    progress_of,
     same_callback,
     wrap_again,
 )
@@ -104,7 +103,7 @@ class ChannelPruning(PerfCallback):
     def _forget(self) -> None:
         self._module: Any = lambda: None
         self._active = False
-        self._done, self._due, self._left = 0, False, 1.0
+        self._done, self._left = 0, 1.0
         self._shapes: dict[str, Any] = {"tensors": {}, "sizes": {}}
         self.left_out: dict[str, str] = {}
         self._pull = Pull(self.regularize)
@@ -168,15 +167,10 @@ class ChannelPruning(PerfCallback):
             )
         _check_uncompiled(pl_module)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Lightning's hook: whether this epoch brings a cut."""
-        done = progress_of(trainer).fraction if trainer.current_epoch else 0.0
-        self._due = self._active and self._done < self.steps and done >= self.at
-
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: cut, at the first batch of an epoch; find what to pull, at the first batch of all."""
-        if self._due:
-            self._due = False
+        # Not at the start of the epoch: Lightning is silent there when it resumes from the last batch of the one before.
+        if self._active and batch_idx == 0 and self._done < self.steps and _done_before_epoch(trainer) >= self.at:
             self._cut(trainer, pl_module, batch)
         if self._active and self.regularize and self._done < self.steps:
             self._pull.begin(trainer, pl_module, lambda: self._channels(trainer, pl_module, batch))
@@ -239,6 +233,12 @@ class ChannelPruning(PerfCallback):
             sizes.setdefault(name, {}).update(noted)
         self._shapes = shapes_of(module, Cut(names, sizes))
         self._done += 1
+
+
+def _done_before_epoch(trainer: Any) -> float:
+    """At the first batch of an epoch: the part of the run that is done, by its limits of epochs and steps."""
+    by_epochs = 0.0 if trainer.max_epochs in (None, -1) else trainer.current_epoch / trainer.max_epochs
+    return max(by_epochs, 0.0 if trainer.max_steps == -1 else trainer.global_step / trainer.max_steps)
 
 
 def _check_uncompiled(pl_module: Any) -> None:

@@ -1,8 +1,8 @@
-"""How the goals of channel pruning stand while only a part of the runs is there."""
+"""How the goals of pruning stand while only a part of the runs is there."""
 
 from __future__ import annotations
 
-from benchmarks import channel_accuracy, channel_perplexity
+from benchmarks import channel_accuracy, channel_perplexity, pruning_accuracy
 from lightning_perf.report import Run
 
 
@@ -37,3 +37,21 @@ def test_perplexities_are_compared_seed_by_seed() -> None:
         "GOAL blocks' MACs/1.5, 1 seeds: perplexity <= 1.03x: 1.0500x: NOT met"
     ]
     assert channel_perplexity.verdicts(runs[1:]) == []
+
+
+def test_zeros_are_compared_seed_by_seed() -> None:
+    runs = runs_of(
+        "final_metric",
+        {
+            "dense": {0: 0.90, 1: 0.80, 2: 0.10},
+            "ours 0.8": {0: 0.90, 1: 0.799},
+            "lightning once 0.8": {0: 0.90},
+            "lightning gradual 0.8": {1: 0.79, 2: 0.99},
+            "lightning once 0.9": {0: 0.5},
+        },
+    )
+    assert pruning_accuracy.verdicts(runs) == [
+        "GOAL 80%, 2 seeds: drop <= 0.1 points: 0.05: met",
+        "GOAL 80%, 1 seeds: above lightning once: +0.00 points: NOT met",
+        "GOAL 80%, 1 seeds: above lightning gradual: +0.90 points: met",
+    ]
