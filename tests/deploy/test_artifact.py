@@ -8,11 +8,12 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_perf.deploy import serve
 from lightning_perf.deploy.artifact import Artifact, new_folder
@@ -120,6 +121,19 @@ with serve.Pool(sys.argv[1], [[0], [0]], "onnxruntime-fp32") as pool:
     np.save(f"{sys.argv[3]}/pool.npy", np.concatenate(pool.map([x[:1], x[1:]])))
 assert "torch" not in sys.modules
 """
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(64, 4), nn.Conv1d(64, 4, 1)], ids=["linear", "conv"])
+def test_bytes_do_not_saturate(layer: nn.Linear | nn.Conv1d, tmp_path: Path) -> None:
+    """255 * 127 + 255 * 127 does not fit into 16 bits, in which processors without VNNI add: half of the sum would be lost."""
+    torch.nn.init.ones_(layer.weight)
+    torch.nn.init.zeros_(cast(Tensor, layer.bias))
+    x = torch.ones(3, 64) if isinstance(layer, nn.Linear) else torch.ones(3, 64, 5)
+    write_artifact(
+        source_of(nn.Sequential(layer), x), tmp_path / "a.lpx", runtimes=["onnxruntime"], precisions=["int8"], rounds=0
+    )
+    found = open_artifact(tmp_path / "a.lpx", "onnxruntime-int8")(x)
+    torch.testing.assert_close(found, torch.full_like(found, 64.0), rtol=0.01, atol=0)
 
 
 def test_serves_without_torch(folder: Path, toy: Residual, tmp_path: Path) -> None:
