@@ -125,7 +125,7 @@ assert "torch" not in sys.modules
 
 @pytest.mark.parametrize("layer", [nn.Linear(64, 4), nn.Conv1d(64, 4, 1)], ids=["linear", "conv"])
 def test_bytes_do_not_saturate(layer: nn.Linear | nn.Conv1d, tmp_path: Path) -> None:
-    """255 * 127 + 255 * 127 does not fit into 16 bits, in which processors without VNNI add: half of the sum would be lost."""
+    """255 * 127 + 255 * 127 does not fit into the 16 bits in which processors without VNNI add: half of it would be lost."""
     torch.nn.init.ones_(layer.weight)
     torch.nn.init.zeros_(cast(Tensor, layer.bias))
     x = torch.ones(3, 64) if isinstance(layer, nn.Linear) else torch.ones(3, 64, 5)
