@@ -178,6 +178,14 @@ def monitored_metric(trainer: Any) -> str | None:
     return None
 
 
+def direction_of(trainer: Any, metric: str) -> str:
+    """``min`` or ``max``: as the user's checkpoint or early stopping that monitors ``metric`` says, else told from the name."""
+    for callback in trainer.callbacks:
+        if getattr(callback, "monitor", None) == metric and getattr(callback, "mode", None) in ("min", "max"):
+            return callback.mode
+    return better(metric)
+
+
 def _metric_of(runs: list[Run]) -> str | None:
     return next((name for run in runs for name in run.curves if name != "loss"), None)
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from lightning_perf.autopilot.compare import monitored_metric
+from lightning_perf.autopilot.compare import direction_of, monitored_metric
 from lightning_perf.autopilot.sensitivity import budget_of, grouped, keep_fewest
-from lightning_perf.autopilot.stopwatch import better, pick_metric
+from lightning_perf.autopilot.stopwatch import pick_metric
 from lightning_perf.host import is_a, namespace_of
 from lightning_perf.quantization.calibrate import calibrating, forward_all
 from lightning_perf.quantization.callback_calibrate import Quantize
@@ -144,7 +144,7 @@ def _meet(
 ) -> None:
     """Keep in float what it takes for the metric to stay within its budget; on all ranks the same."""
     metric = _metric(trainer, in_float, max_drop)
-    reference, sign = _mean(in_float[metric], trainer), 1.0 if better(metric) == "max" else -1.0
+    reference, sign = _mean(in_float[metric], trainer), 1.0 if direction_of(trainer, metric) == "max" else -1.0
     if not math.isfinite(reference):
         raise ValueError(
             f"max_drop={max_drop!r}: {metric} is {reference} in float, so that no drop of it can be measured; look at the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -14,7 +15,48 @@ from lightning_perf import measuring
 from lightning_perf.host import PerfCallback, batch_size_of
 from lightning_perf.report import Run
 
-_LOWER_IS_BETTER = ("loss", "error", "err", "mae", "mse", "rmse", "perplexity", "ppl", "wer", "cer")
+_LOWER_IS_BETTER = frozenset(
+    [
+        "loss",
+        "error",
+        "err",
+        "mae",
+        "mse",
+        "rmse",
+        "mape",
+        "smape",
+        "msle",
+        "rmsle",
+        "deviance",
+        "perplexity",
+        "ppl",
+        "nll",
+        "bits",
+        "bpb",
+        "bpc",
+        "bpd",
+        "wer",
+        "cer",
+        "mer",
+        "ter",
+        "eer",
+        "ece",
+        "brier",
+        "kl",
+        "divergence",
+        "fid",
+        "kid",
+        "lpips",
+        "distance",
+        "hamming",
+        "hinge",
+        "crps",
+        "regret",
+        "residual",
+        "latency",
+    ]
+)
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _MAX_LOSSES = 2_000
 _WARM_UP_BATCHES = 2
 
@@ -171,9 +213,15 @@ class Stopwatch(PerfCallback):
 
 
 def better(metric: str | None) -> str:
-    """``min`` for losses and errors, told from the name's parts; ``max`` for everything else."""
-    parts = (metric or "").lower().replace("/", "_").replace("-", "_").split("_")
-    return "min" if any(part in _LOWER_IS_BETTER for part in parts) else "max"
+    """``min`` for losses, errors and distances, told from the words of the name; ``max`` for everything else.
+
+    Example::
+
+        >>> better("val_loss"), better("val/MeanSquaredError"), better("val_bits_per_byte"), better("val_acc")
+        ('min', 'min', 'min', 'max')
+    """
+    words = {word.lower() for word in _WORD.findall(metric or "")}
+    return "min" if words & _LOWER_IS_BETTER else "max"
 
 
 def pick_metric(logged: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import lightning_perf as lp
-from lightning_perf.autopilot.compare import measure, monitored_metric
+from lightning_perf.autopilot.compare import direction_of, measure, monitored_metric
 from lightning_perf.autopilot.stopwatch import Stopwatch, better, pick_metric
 from lightning_perf.report import Run
 from tests.contract.modules import images, make
@@ -88,6 +88,33 @@ def test_loaders_without_batch_size(ns: ModuleType, quiet: dict[str, Any]) -> No
     assert run.quantities["samples_per_second"] is None
     assert "size of a batch could not be told" in run.missing["samples_per_second"]
     assert "no validation ran" in run.missing["final_metric"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("val_MeanSquaredError", "min"),
+        ("val/WordErrorRate", "min"),
+        ("val_nll", "min"),
+        ("val_FID", "min"),
+        ("val_bits_per_byte", "min"),
+        ("val_distance", "min"),
+        ("KLDivergence", "min"),
+        ("val_MulticlassAccuracy", "max"),
+        ("val_BLEUScore", "max"),
+        ("val_AUROC", "max"),
+        ("val_lossless_ratio", "max"),
+    ],
+)
+def test_directions_told_from_the_words_of_a_name(name: str, expected: str) -> None:
+    assert better(name) == expected
+
+
+def test_the_user_s_checkpoint_says_which_direction_is_better(pl: ModuleType) -> None:
+    score = pl.callbacks.ModelCheckpoint(monitor="val_score", mode="min")
+    loss = pl.callbacks.EarlyStopping(monitor="val_loss", mode="max")
+    trainer = pl.Trainer(callbacks=[score, loss], logger=False, accelerator="cpu")
+    assert [direction_of(trainer, name) for name in ("val_score", "val_loss", "val_mae")] == ["min", "max", "min"]
 
 
 def test_names_of_metrics() -> None:
