@@ -179,7 +179,7 @@ def monitored_metric(trainer: Any) -> str | None:
 
 
 def direction_of(trainer: Any, metric: str) -> str:
-    """``min`` or ``max``: as the user's checkpoint or early stopping that monitors ``metric`` says, else told from the name."""
+    """``min`` or ``max``: as the user's checkpoint or early stopping that monitors it says, else told from the name."""
     for callback in trainer.callbacks:
         if getattr(callback, "monitor", None) == metric and getattr(callback, "mode", None) in ("min", "max"):
             return callback.mode

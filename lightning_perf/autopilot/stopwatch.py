@@ -15,47 +15,12 @@ from lightning_perf import measuring
 from lightning_perf.host import PerfCallback, batch_size_of
 from lightning_perf.report import Run
 
-_LOWER_IS_BETTER = frozenset(
-    [
-        "loss",
-        "error",
-        "err",
-        "mae",
-        "mse",
-        "rmse",
-        "mape",
-        "smape",
-        "msle",
-        "rmsle",
-        "deviance",
-        "perplexity",
-        "ppl",
-        "nll",
-        "bits",
-        "bpb",
-        "bpc",
-        "bpd",
-        "wer",
-        "cer",
-        "mer",
-        "ter",
-        "eer",
-        "ece",
-        "brier",
-        "kl",
-        "divergence",
-        "fid",
-        "kid",
-        "lpips",
-        "distance",
-        "hamming",
-        "hinge",
-        "crps",
-        "regret",
-        "residual",
-        "latency",
-    ]
+_ERRORS = (
+    "loss error err mae mse rmse mape smape msle rmsle deviance residual regret hinge hamming brier ece crps latency"
 )
+_LANGUAGE = "perplexity ppl nll bits bpb bpc bpd wer cer mer ter eer"
+_DISTANCES = "distance divergence kl fid kid lpips"
+_LOWER_IS_BETTER = frozenset(f"{_ERRORS} {_LANGUAGE} {_DISTANCES}".split(" "))
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _MAX_LOSSES = 2_000
 _WARM_UP_BATCHES = 2

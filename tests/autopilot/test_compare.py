@@ -110,10 +110,10 @@ def test_directions_told_from_the_words_of_a_name(name: str, expected: str) -> N
     assert better(name) == expected
 
 
-def test_the_user_s_checkpoint_says_which_direction_is_better(pl: ModuleType) -> None:
-    score = pl.callbacks.ModelCheckpoint(monitor="val_score", mode="min")
-    loss = pl.callbacks.EarlyStopping(monitor="val_loss", mode="max")
-    trainer = pl.Trainer(callbacks=[score, loss], logger=False, accelerator="cpu")
+def test_the_user_s_checkpoint_says_which_direction_is_better(ns: ModuleType) -> None:
+    score = ns.callbacks.ModelCheckpoint(monitor="val_score", mode="min")
+    loss = ns.callbacks.EarlyStopping(monitor="val_loss", mode="max")
+    trainer = ns.Trainer(callbacks=[score, loss], logger=False, accelerator="cpu")
     assert [direction_of(trainer, name) for name in ("val_score", "val_loss", "val_mae")] == ["min", "max", "min"]
 
 
