@@ -2,9 +2,10 @@
 
 Lightning reduces every logged value by itself, a barrier and a blocking all-reduce each, also where nothing is logged.
 Values logged inside a step are collected instead; when the step is over one all-reduce starts, which runs while backward
-does, and whoever reads the metrics waits for it. Reading starts no collective, so that a progress bar on rank zero may.
-Means of an epoch are reduced together as well. Sums are made in float64: with two processes the results are Lightning's
-bit for bit, with more they are rounded once instead of at every addition.
+does, and whoever reads the metrics waits for it. Reading starts no collective before an epoch is over, so that a progress
+bar on rank zero may; what a step logs is this process's own value until that step is over. Means of an epoch are reduced
+together as well. Sums are made in float64: with two processes the results are Lightning's bit for bit, with more they are
+rounded once instead of at every addition.
 """
 
 from __future__ import annotations
@@ -89,6 +90,10 @@ class FusedSync:
     def settle(self) -> None:
         """Give every collected tensor its reduced value."""
         self._launch()
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Wait for what is under way; what has not started yet keeps this process's value. Starts no collective."""
         flights, self._flights = self._flights, []
         for work, totals, jobs in flights:
             with self.around():
@@ -143,7 +148,7 @@ def _settling(stock: Any) -> type:
         @property
         def metrics(self) -> Any:
             sync: FusedSync = self.__dict__[_SYNC]
-            sync.settle()
+            sync.arrive()
             if self._first_loop_iter is None and self.trainer._results is not None:
                 sync.compute(self.trainer._results)
             return super().metrics

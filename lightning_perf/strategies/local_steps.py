@@ -43,11 +43,30 @@ class LocalSteps:
         if self._rate == 1:
             return
         for optimizer in optimizers:
-            undo.push(optimizer.register_step_pre_hook(self._scale).remove)
+            undo.push(optimizer.register_step_pre_hook(self._before_step).remove)
             undo.push(optimizer.register_step_post_hook(self._give_back).remove)
             undo.push(self._give_back, optimizer)
 
-    def _scale(self, optimizer: Optimizer, args: Any = None, kwargs: Any = None) -> None:
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Scale now, or at the end of the closure: Lightning's runs the user's step, which may read and set the rates."""
+        self._give_back(optimizer)  # what a step that failed has left
+        in_args = len(args) > 1  # args[0] is the optimizer
+        closure = args[1] if in_args else kwargs.get("closure")
+        if closure is None:
+            self._scale(optimizer)
+            return None
+
+        def scaled() -> Any:
+            self._give_back(optimizer)  # the closure may be called more than once in a step
+            loss = closure()
+            self._scale(optimizer)
+            return loss
+
+        return ((args[0], scaled, *args[2:]), kwargs) if in_args else (args, {**kwargs, "closure": scaled})
+
+    def _scale(self, optimizer: Optimizer) -> None:
         if self._period.local:
             self._given[optimizer] = [group["lr"] for group in optimizer.param_groups]
             for group in optimizer.param_groups:

@@ -167,7 +167,9 @@ class PerfDDPMixin(_DDPStrategy):
         self._undo_run.push(setattr, self, "_agreement", None)
 
     def _end_together(self, trainer: Any) -> None:
-        self._ragged = RaggedEpochs(trainer, self.root_device)
+        ragged = RaggedEpochs(trainer, self.root_device)
+        ragged.stand(self._undo_run)
+        self._ragged = ragged
         self._undo_run.push(setattr, self, "_ragged", None)
 
     def _step_alone(self, trainer: Any) -> None:
@@ -313,6 +315,7 @@ class PerfDDPMixin(_DDPStrategy):
         self._undo_run.run()
 
     def teardown(self) -> None:
-        """Lightning's hook: put everything back."""
+        """Lightning's hook: put everything back; what this run has loaded is not the next one's."""
         self._undo_run.run()
+        self._residuals = self._chosen_before = None
         super().teardown()

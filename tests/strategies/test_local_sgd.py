@@ -100,3 +100,29 @@ def test_local_steps_have_a_rate_of_their_own() -> None:
         weight.grad = -torch.ones(1)
     optimizer.step()
     assert [float(weight.detach()) for weight in weights] == [2.25, 4.5]
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_step_reads_and_sets_the_rate_that_is_its_own(by_name: bool) -> None:
+    """Lightning's closure runs ``training_step``: it sees 0.25, 0.125, ... and halves it; local steps take it threefold."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.25)
+    group, period, undo, seen = optimizer.param_groups[0], local_sgd.LocalPeriod(every=2, warmup=1), Undo(), []
+
+    def closure() -> float:
+        seen.append(group["lr"])
+        group["lr"] /= 2
+        weight.grad = -torch.ones(1)
+        return 0.0
+
+    LocalSteps(SimpleNamespace(), period, rate=3.0).scale([optimizer], undo)
+    moved = []
+    for taken in range(3):
+        period.due(taken)
+        before = float(weight.detach())
+        optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+        moved.append(float(weight.detach()) - before)
+    undo.run()
+    assert seen == [0.25, 0.125, 0.0625]
+    assert moved == [0.125, 3 * 0.0625, 3 * 0.03125]
+    assert group["lr"] == 0.03125

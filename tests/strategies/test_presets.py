@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
@@ -107,6 +108,25 @@ def test_one_process_is_plain_training(ns: ModuleType, quiet: dict[str, Any]) ->
         if strategy != "ddp":
             assert "one process" in trainer.strategy.messages[0]
     assert all(torch.equal(weights["ddp"], other) for other in weights.values())
+
+
+def test_what_an_evaluation_loads_is_not_the_next_fits(tmp_path: Path, quiet: dict[str, Any]) -> None:
+    """Neither the preset that a checkpoint was taken with, nor its error feedback."""
+    path = tmp_path / "run.ckpt"
+    strategy: Any = lp.PerfDDP(preset="perf_ddp_auto", allow="near")
+    trainer = lightning.pytorch.Trainer(strategy=strategy, **{**quiet, "max_epochs": 1})
+    trainer.fit(make("Plain", lightning.pytorch), rows(4))
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["lightning_perf_ddp"] = {"chosen": "perf_ddp_int8", "residuals": [{"net.0.weight": torch.ones(8, 6)}]}
+    torch.save(checkpoint, path)
+    seen: list[str | None] = []
+    module = make("Plain", lightning.pytorch)
+    module.on_test_start = lambda: seen.append(strategy._chosen_before)
+    trainer.test(module, rows(4), ckpt_path=str(path), verbose=False)
+    assert seen == ["perf_ddp_int8"]
+    assert strategy._chosen_before is None
+    assert strategy._residuals is None
 
 
 def test_agreements_come_about_once_a_second() -> None:

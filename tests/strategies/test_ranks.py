@@ -125,6 +125,23 @@ def test_uneven_epochs_end_together(two: dict[str, Any]) -> None:
     assert of(two, "uneven_stream") == {"steps": 2 * 3, "equal": True}
 
 
+def test_uneven_epochs_are_validated_together(two: dict[str, Any]) -> None:
+    """Of 10 and 12 batches; a number of batches over the whole run is longer than an epoch, and stays so."""
+    result = of(two, "uneven_validation")
+    assert result["half"] == {"steps": 20, "validated": [[5, 10, 15, 20]] * 2}
+    assert result["total"] == {"steps": 20, "validated": [[15]] * 2}
+
+
+def test_an_uneven_epoch_resumes_where_it_ended(two: dict[str, Any]) -> None:
+    """From the last of 10 batches, of which rank 0 has 12: 10 more, in one more epoch."""
+    assert of(two, "uneven_resume") == {"ended": [[20, 2, 20]] * 2, "equal": True}
+
+
+def test_limited_streams_end_together(two: dict[str, Any]) -> None:
+    """Two epochs: of 3 batches where one rank has no more, of 4 where all have enough."""
+    assert of(two, "uneven_limited") == {"6": [2 * 3] * 2, "10": [2 * 4] * 2}
+
+
 def test_optimizer_state_of_rank_zero(two: dict[str, Any]) -> None:
     assert of(two, "adopted_state") == {"adopted": True, "differed": True, "refused": True}
 

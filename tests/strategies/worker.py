@@ -319,6 +319,68 @@ def check_uneven(folder: Path, sized: bool) -> dict[str, Any]:
     return {"steps": trainer.global_step, "equal": ranks_are_equal(module.parameters())}
 
 
+def check_uneven_validation(folder: Path) -> dict[str, Any]:
+    """10 and 12 batches, whose halves differ: both ranks validate after the same ones; a number of batches stays."""
+    module, found = make("Plain", ns), {}
+    for name, arguments in {
+        "half": {"val_check_interval": 0.5},
+        "total": {"val_check_interval": 15, "check_val_every_n_epoch": None},
+    }.items():
+        seen = Seen()
+        trainer = trainer_of("perf_ddp", folder, use_distributed_sampler=False, callbacks=[seen], **arguments)
+        trainer.fit(module, rows(24 if dist.get_rank() == 0 else 20), rows(8, shuffle=False))
+        found[name] = {"steps": trainer.global_step, "validated": gathered(seen.steps)}
+    return found
+
+
+def check_uneven_resume(folder: Path) -> dict[str, Any]:
+    """A checkpoint of the last batch of a shortened epoch, by the rank with more: resumed, it is the whole run."""
+    folder = folder / "uneven_resume"
+
+    def go(**arguments: Any) -> Any:
+        saver = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=10)
+        trainer = trainer_of(
+            "perf_ddp", folder, use_distributed_sampler=False, enable_checkpointing=True, callbacks=[saver]
+        )
+        loader = rows(24 if dist.get_rank() == 0 else 20, shuffle=False)
+        trainer.fit(make("Plain", ns), loader, rows(8, shuffle=False), **arguments)
+        return trainer
+
+    go()
+    trainer = go(ckpt_path=str(folder / "step=10.ckpt"))
+    ended = [trainer.global_step, trainer.current_epoch, trainer.fit_loop.total_batch_idx + 1]
+    return {"ended": gathered(ended), "equal": ranks_are_equal(trainer.lightning_module.parameters())}
+
+
+def check_uneven_limited(folder: Path) -> dict[str, Any]:
+    """Streams of 3 and 5 batches under a limit of 4, and of 5 and 6."""
+    found = {}
+    for counts in ((6, 10), (10, 12)):
+        loader = torch.utils.data.DataLoader(Stream(*counts), batch_size=2)
+        trainer = trainer_of("perf_ddp", folder, use_distributed_sampler=False, limit_train_batches=4)
+        trainer.fit(make("Plain", ns), loader, rows(8, shuffle=False))
+        found[str(counts[0])] = gathered(trainer.global_step)
+    return found
+
+
+class Seen(ns.Callback):
+    """Notes the steps at which validation starts."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.steps.append(trainer.global_step)
+
+
+def gathered(mine: Any) -> list[Any]:
+    """Everybody's, in the order of ranks."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def check_evaluation(preset: str, folder: Path) -> dict[str, Any]:
     """Predictions of every rank, interleaved, are the dataset in order; ``test`` sees every sample."""
     module = make("Plain", ns)
@@ -413,6 +475,9 @@ def checks(folder: Path) -> dict[str, Callable[[], Any]]:
     cases["again"] = lambda: check_again(folder)
     cases["uneven_sized"] = lambda: check_uneven(folder, True)
     cases["uneven_stream"] = lambda: check_uneven(folder, False)
+    cases["uneven_validation"] = lambda: check_uneven_validation(folder)
+    cases["uneven_resume"] = lambda: check_uneven_resume(folder)
+    cases["uneven_limited"] = lambda: check_uneven_limited(folder)
     cases["adopted_state"] = lambda: check_adopted_state(folder)
     cases["hook"] = lambda: check_hook(folder)
     cases["refusals"] = lambda: check_refusals(folder)
