@@ -136,6 +136,8 @@ class QuantizationAwareTraining(PerfCallback):
     def _prepare(self, module: Any, checkpoint: Mapping[str, Any]) -> None:
         again = preparation(module) is not None
         prepare(module, self.scheme, ignore=self.ignore, overrides=self.overrides)
+        if not again or (self._modules and self._modules[0] is not module):
+            self._teacher = None  # that of another module, or of this one before unprepare
         self._modules = [module]
         if again:
             self.say("the module is prepared already; its ranges are kept.")
@@ -159,8 +161,8 @@ class QuantizationAwareTraining(PerfCallback):
             return
         load_state(self._modules[0], state)
         self.schedule.first = state.get("first", 0)
-        if self.distill and "teacher" in state:
-            self._teacher = Teacher(state["teacher"])
+        if self.distill:
+            self._teacher = Teacher(state["teacher"]) if "teacher" in state else None
 
     def _saved_in(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         states = checkpoint.get("callbacks", {})

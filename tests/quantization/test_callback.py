@@ -342,3 +342,38 @@ def test_a_second_fit_goes_on_with_the_ranges(quiet: dict[str, Any]) -> None:
     assert ranges(module)["conv"].input != before
     assert any("its ranges are kept" in message for message in qat.messages)
     assert type(lp.unprepare(module).conv) is nn.Conv2d
+
+
+def unlike(seed: int, **options: Any) -> Any:
+    """The module with other weights."""
+    module = make(pl, **options)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return module
+
+
+def test_the_teacher_is_of_the_module_at_hand(quiet: dict[str, Any], tmp_path: Path) -> None:
+    """One callback, two modules: the second run is that of a new callback, and what the callback holds its module's."""
+    used = lp.QuantizationAwareTraining(distill=True)
+    first = unlike(1, lr=0.0)
+    fit(first, [used], quiet, max_epochs=1)
+    again, fresh = unlike(2), unlike(2)
+    trainer = fit(again, [used], quiet)
+    fit(fresh, [lp.QuantizationAwareTraining(distill=True)], quiet)
+    assert again.seen == fresh.seen
+    for key, value in fresh.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert used._teacher is not None
+    start = unlike(2).state_dict()
+    assert torch.equal(used._teacher.state()["conv.weight"], start["conv.weight"])
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    fit(unlike(3), [used], quiet, max_epochs=3, ckpt_path=tmp_path / "c.ckpt")
+    assert torch.equal(used._teacher.state()["conv.weight"], start["conv.weight"]), "a resumed run keeps the saved one"
+    module = unlike(4)
+    fit(module, [used], quiet, max_epochs=1)
+    float_again = lp.unprepare(module)
+    weights = {key: value.clone() for key, value in float_again.state_dict().items()}
+    fit(float_again, [used], quiet, max_epochs=1)
+    assert torch.equal(used._teacher.state()["conv.weight"], weights["conv.weight"]), "after unprepare it starts anew"
