@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_perf.host import MisconfigurationException, PerfCallback, Stage, at_module_door, at_step_door
+from lightning_perf.host import (
+    MisconfigurationException,
+    PerfCallback,
+    Stage,
+    at_module_door,
+    at_step_door,
+    takes_iterator,
+)
 from lightning_perf.host.step_door import StepName
 from lightning_perf.quantization.broken import REASON, leave_in_float, sort_broken, spoken
 from lightning_perf.quantization.callback_distill import Teacher
@@ -54,7 +61,7 @@ class QuantizationAwareTraining(PerfCallback):
         ValueError: an unknown scheme, a moment out of range, a pattern that matches no layer, no layer to quantize, a
             module that is prepared differently.
         MisconfigurationException: a strategy that shards parameters; a moment given as a fraction of a run without end;
-            ``distill`` with manual optimization.
+            ``distill`` with manual optimization, or a ``training_step`` that takes ``dataloader_iter``.
 
     Example::
 
@@ -125,6 +132,11 @@ class QuantizationAwareTraining(PerfCallback):
             raise MisconfigurationException(
                 f"distill=True adds to the loss that training_step returns, and {type(pl_module).__name__} steps its "
                 "optimizers by hand (automatic_optimization=False); use distill=False."
+            )
+        if self.distill and stage == "fit" and takes_iterator(pl_module):
+            raise MisconfigurationException(
+                f"distill=True runs training_step on the same batch again, and {type(pl_module).__name__}.training_step "
+                "takes its batches from dataloader_iter; use training_step(self, batch, batch_idx), or distill=False."
             )
         undo.push(at_module_door(trainer, Stage.FAKE_QUANTIZATION, self._prepare))
         if stage == "fit":

@@ -377,3 +377,38 @@ def test_the_teacher_is_of_the_module_at_hand(quiet: dict[str, Any], tmp_path: P
     weights = {key: value.clone() for key, value in float_again.state_dict().items()}
     fit(float_again, [used], quiet, max_epochs=1)
     assert torch.equal(used._teacher.state()["conv.weight"], weights["conv.weight"]), "after unprepare it starts anew"
+
+
+def without_index(module: Any) -> Any:
+    """The module with a ``training_step`` that takes the batch alone."""
+    base = type(module)
+
+    class WithoutIndex(base):
+        def training_step(self, batch: Any) -> Any:
+            return base.training_step(self, batch, 0)
+
+    module.__class__ = WithoutIndex
+    return module
+
+
+def test_a_step_without_index_is_distilled(quiet: dict[str, Any]) -> None:
+    module, plain = without_index(make(pl)), make(pl)
+    for one in (module, plain):
+        fit(one, [lp.QuantizationAwareTraining(distill=True)], quiet, max_epochs=1)
+    assert module.seen == plain.seen
+
+
+def test_distillation_needs_the_batch(quiet: dict[str, Any]) -> None:
+    base = type(make(pl))
+
+    class Draws(base):
+        def training_step(self, dataloader_iter: Any) -> Any:
+            (image, label), _, _ = next(dataloader_iter)
+            self.seen.append(("train", 0.0))
+            return nn.functional.cross_entropy(self(image=image), label)
+
+    with pytest.raises(MisconfigurationException, match=r"Draws.training_step takes its batches.*or distill=False"):
+        fit(Draws(), [lp.QuantizationAwareTraining(distill=True)], quiet)
+    module = Draws()
+    fit(module, [lp.QuantizationAwareTraining()], quiet, max_epochs=1)
+    assert len([kind for kind, _ in module.seen if kind == "train"]) == 4
