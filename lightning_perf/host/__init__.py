@@ -30,6 +30,7 @@ from lightning_perf.host.rng import capture_rng as capture_rng
 from lightning_perf.host.rng import preserved_rng as preserved_rng
 from lightning_perf.host.rng import restore_rng as restore_rng
 from lightning_perf.host.run_length import Progress as Progress
+from lightning_perf.host.run_length import fraction_done as fraction_done
 from lightning_perf.host.run_length import is_accumulating as is_accumulating
 from lightning_perf.host.run_length import progress_of as progress_of
 from lightning_perf.host.shadows import averaged_modules as averaged_modules

@@ -223,7 +223,7 @@ class MagnitudePruning(PerfCallback):
         """Lightning's hook, when weights and optimizers are restored and Lightning's finders are done."""
         if self._pruner is None:
             return
-        progress = progress_of(trainer)
+        progress = progress_of(trainer, starting=True)
         if progress.total == float("inf"):
             raise ValueError(
                 "the run has no end, so no position in it is known: set max_steps, or max_epochs with loaders that have a "

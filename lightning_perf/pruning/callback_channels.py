@@ -15,9 +15,11 @@ from lightning_perf.host import (
     Stage,
     at_module_door,
     averaged_modules,
+    fraction_done,
     is_a,
     offered_shadows,
     same_callback,
+    takes_iterator,
     wrap_again,
 )
 from lightning_perf.pruning.callback import MagnitudePruning
@@ -54,8 +56,8 @@ class ChannelPruning(PerfCallback):
     Raises:
         ValueError: an argument out of its range; a run with too few epochs; a target that cannot be met, with the best
             point and what stopped it; a checkpoint of other shapes.
-        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss; two prunings of channels, or
-            Lightning's; a strategy that shards.
+        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss or takes ``dataloader_iter``;
+            two prunings of channels, or Lightning's; a strategy that shards.
 
     Source: Fang et al., https://arxiv.org/abs/2301.12900. Deviation: its groups are believed only after a run.
 
@@ -113,6 +115,7 @@ class ChannelPruning(PerfCallback):
         self._check_alone(trainer)
         if stage == "fit":
             _check_uncompiled(pl_module)  # and again once callbacks of other rooms have done what they do
+            _check_batches(pl_module)
         if self._module() is not pl_module:
             self._forget()
             self._module = ref(pl_module)
@@ -170,7 +173,7 @@ class ChannelPruning(PerfCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: cut, at the first batch of an epoch; find what to pull, at the first batch of all."""
         # Not at the start of the epoch: Lightning is silent there when it resumes from the last batch of the one before.
-        if self._active and batch_idx == 0 and self._done < self.steps and _done_before_epoch(trainer) >= self.at:
+        if self._active and batch_idx == 0 and self._done < self.steps and fraction_done(trainer, 0) >= self.at:
             self._cut(trainer, pl_module, batch)
         if self._active and self.regularize and self._done < self.steps:
             self._pull.begin(trainer, pl_module, lambda: self._channels(trainer, pl_module, batch))
@@ -235,10 +238,12 @@ class ChannelPruning(PerfCallback):
         self._done += 1
 
 
-def _done_before_epoch(trainer: Any) -> float:
-    """At the first batch of an epoch: the part of the run that is done, by its limits of epochs and steps."""
-    by_epochs = 0.0 if trainer.max_epochs in (None, -1) else trainer.current_epoch / trainer.max_epochs
-    return max(by_epochs, 0.0 if trainer.max_steps == -1 else trainer.global_step / trainer.max_steps)
+def _check_batches(pl_module: Any) -> None:
+    if takes_iterator(pl_module):
+        raise MisconfigurationException(
+            f"{type(pl_module).__name__}.training_step takes its batches from dataloader_iter, so that there is none to "
+            "trace the module with; use training_step(self, batch, batch_idx) with ChannelPruning."
+        )
 
 
 def _check_uncompiled(pl_module: Any) -> None:
