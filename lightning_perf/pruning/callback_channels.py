@@ -163,7 +163,13 @@ class ChannelPruning(PerfCallback):
             return
         epochs = trainer.max_epochs
         first = math.ceil(self.at * epochs) if epochs not in (None, -1) else 0
-        if self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs:
+        short = self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs
+        if short and trainer.fast_dev_run:
+            cuts = "nothing" if self.at else "only the first of them"
+            self.say(
+                f"fast_dev_run is one epoch, too short for at={self.at:g}, steps={self.steps}; {cuts} is cut in it."
+            )
+        elif short:
             raise ValueError(
                 f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
                 f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
@@ -180,7 +186,7 @@ class ChannelPruning(PerfCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: say so if the run has ended before a cut."""
-        if self._active and self._done < self.steps:
+        if self._active and self._done < self.steps and not trainer.fast_dev_run:
             self.say(
                 f"{self._done} of {self.steps} cuts were made: the fit ended before the epochs that bring the others."
             )
