@@ -163,16 +163,15 @@ class ChannelPruning(PerfCallback):
             return
         epochs = trainer.max_epochs
         first = math.ceil(self.at * epochs) if epochs not in (None, -1) else 0
-        short = self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs
-        if short and trainer.fast_dev_run:
+        if self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs:
+            if not trainer.fast_dev_run:
+                raise ValueError(
+                    f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
+                    f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
+                )
             cuts = "nothing" if self.at else "only the first of them"
             self.say(
                 f"fast_dev_run is one epoch, too short for at={self.at:g}, steps={self.steps}; {cuts} is cut in it."
-            )
-        elif short:
-            raise ValueError(
-                f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
-                f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
             )
         _check_uncompiled(pl_module)
 
