@@ -7,7 +7,9 @@ from lightning_perf.host.callback import PerfCallback as PerfCallback
 from lightning_perf.host.callback import same_callback as same_callback
 from lightning_perf.host.ddp import wrap_again as wrap_again
 from lightning_perf.host.doors import Undo as Undo
+from lightning_perf.host.dry_run import call_step as call_step
 from lightning_perf.host.dry_run import silent_copy as silent_copy
+from lightning_perf.host.dry_run import takes_iterator as takes_iterator
 from lightning_perf.host.dry_training import dry_passes as dry_passes
 from lightning_perf.host.dry_training import dry_training as dry_training
 from lightning_perf.host.evaluation_door import at_evaluation_door as at_evaluation_door
@@ -28,6 +30,7 @@ from lightning_perf.host.rng import capture_rng as capture_rng
 from lightning_perf.host.rng import preserved_rng as preserved_rng
 from lightning_perf.host.rng import restore_rng as restore_rng
 from lightning_perf.host.run_length import Progress as Progress
+from lightning_perf.host.run_length import fraction_done as fraction_done
 from lightning_perf.host.run_length import is_accumulating as is_accumulating
 from lightning_perf.host.run_length import progress_of as progress_of
 from lightning_perf.host.shadows import averaged_modules as averaged_modules

@@ -68,10 +68,34 @@ def silent_copy(pl_module: Any, memo: dict[int, Any] | None = None) -> Any:
     return clone
 
 
+def call_step(step: Callable[..., Any], batch: Any, index: int = 0) -> Any:
+    """Call a step of a module on a batch, with the arguments that it has and Lightning would give it.
+
+    The index of the batch is optional and may have any name; a step for several loaders is told that it is the first.
+
+    Example::
+
+        >>> call_step(lambda batch: batch, "b"), call_step(lambda batch, i: (batch, i), "b", 3)
+        ('b', ('b', 3))
+        >>> call_step(lambda batch, batch_idx, dataloader_idx: (batch, batch_idx, dataloader_idx), "b", 3)
+        ('b', 3, 0)
+    """
+    parameters = inspect.signature(step).parameters.values()
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    if len(named) < 2 and all(one.kind is not one.VAR_POSITIONAL for one in parameters):
+        return step(batch)
+    return step(batch, index, *(0 for one in named[2:] if one.default is one.empty))
+
+
+def takes_iterator(pl_module: Any) -> bool:
+    """Whether ``training_step`` draws its batches itself, from ``dataloader_iter``: hooks of a batch then see none."""
+    return "dataloader_iter" in inspect.signature(pl_module.training_step).parameters
+
+
 def dry_step(
     pl_module: Any, batch: Any, *, step: str = "training_step", watch: Callable[[Any], Any] | None = None
 ) -> Any:
-    """Run ``module.training_step(batch, 0)`` on a silent copy, on the module's device, and return its output.
+    """Run ``module.training_step`` on a silent copy, on the module's device, and return its output.
 
     Args:
         pl_module: the module, attached to a Trainer.
@@ -86,9 +110,7 @@ def dry_step(
         batch = copy.deepcopy(batch)
         batch = clone._apply_batch_transfer_handler(batch, device=clone.device, dataloader_idx=0)
         with clone.trainer.precision_plugin.forward_context():
-            method = getattr(clone, step)
-            takes_index = len(inspect.signature(method).parameters) > 1
-            return method(batch, 0) if takes_index else method(batch)
+            return call_step(getattr(clone, step), batch)
 
 
 def peek(loader: Any) -> Any:

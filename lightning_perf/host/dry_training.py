@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_perf.host.dry_run import silent_copy
+from lightning_perf.host.dry_run import call_step, silent_copy, takes_iterator
 from lightning_perf.host.loader_door import fresh_batches, preserved_generators
 from lightning_perf.host.namespaces import MisconfigurationException, namespace_of
 from lightning_perf.host.rng import preserved_rng
@@ -86,13 +85,12 @@ def _training_step(trainer: Any, module: Any, batch: Any, index: int) -> Any:
     batch = trainer.precision_plugin.convert_input(copy.deepcopy(batch))
     batch = module._apply_batch_transfer_handler(batch, device=module.device, dataloader_idx=0)
     with trainer.precision_plugin.forward_context():
-        names = inspect.signature(module.training_step).parameters
-        return module.training_step(batch, index) if len(names) > 1 else module.training_step(batch)
+        return call_step(module.training_step, batch, index)
 
 
 @contextmanager
 def _without_trace(trainer: Any, pl_module: Any, *, grad: bool) -> Iterator[None]:
-    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+    if takes_iterator(pl_module):
         raise MisconfigurationException(
             f"{type(pl_module).__name__}.training_step takes its batches from dataloader_iter, and none can be looked at "
             "beforehand; pass a learning rate as a number, and recalibrate=0."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_perf.deploy.call import first_line
-from lightning_perf.host.dry_run import iter_is_self, peek, silent_copy
+from lightning_perf.host.dry_run import call_step, iter_is_self, peek, silent_copy
 from lightning_perf.host.namespaces import is_a
 from lightning_perf.host.rng import preserved_rng
 
@@ -126,11 +126,9 @@ def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Argument
 
     vars(clone).update({name: lambda *args, **kwargs: None for name in ("log", "log_dict", "print")})
     vars(clone)[method] = record
-    function = getattr(clone, step)
-    takes_index = len(inspect.signature(function).parameters) > 1
     try:
         with preserved_rng(), torch.no_grad():
-            function(copy.deepcopy(batch), 0) if takes_index else function(copy.deepcopy(batch))
+            call_step(getattr(clone, step), copy.deepcopy(batch))
     except _Seen:
         reason = ""
     except Exception as error:  # a step that needs a Trainer, say; the next way is tried, and this is in the message

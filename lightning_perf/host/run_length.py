@@ -75,10 +75,31 @@ class Progress(NamedTuple):
     fraction: float
 
 
-def progress_of(trainer: Any) -> Progress:
+def fraction_done(trainer: Any, batches: int) -> float:
+    """The part of a fit that is done after ``batches`` of this epoch, by epochs or by steps, whichever ends it first.
+
+    Every epoch is an equal part of the run, however many batches it has; one of unknown length counts once it is over.
+    """
+    epochs, per_epoch = trainer.max_epochs, trainer.num_training_batches
+    by_steps = 0.0 if trainer.max_steps == -1 else trainer.global_step / trainer.max_steps if trainer.max_steps else 1.0
+    if epochs in (None, -1):
+        by_epochs = 0.0
+    elif math.isinf(per_epoch):
+        by_epochs = trainer.current_epoch / epochs if epochs else 1.0
+    else:
+        whole = per_epoch * epochs
+        by_epochs = (trainer.current_epoch * per_epoch + batches) / whole if whole else 1.0
+    return min(max(by_epochs, by_steps), 1.0)
+
+
+def progress_of(trainer: Any, *, starting: bool = False) -> Progress:
     """How far a fit is by its limits of epochs and steps, whichever comes first; 0 of an endless run is done.
 
     To be called while the fit runs, when the loaders exist. Earlier epochs of a resumed run count.
+
+    Args:
+        trainer: of the fit.
+        starting: whether this is ``on_train_start``, where the last batch of an epoch is of one that is over.
     """
     automatic = trainer.lightning_module.automatic_optimization
     every = trainer.accumulate_grad_batches
@@ -86,11 +107,13 @@ def progress_of(trainer: Any) -> Progress:
     batches = trainer.fit_loop.total_batch_idx + 1
     all_batches = trainer.num_training_batches * epochs
     steps = trainer.max_steps if trainer.max_steps != -1 else math.inf
-    fraction = max(batches / all_batches if all_batches else 1.0, trainer.global_step / steps)
+    this_epoch = trainer.fit_loop.epoch_loop.batch_progress
+    over = starting and this_epoch.is_last_batch
+    fraction = fraction_done(trainer, 0 if over else this_epoch.current.ready)
     if not automatic:
-        return Progress(batches, min(all_batches, steps), min(fraction, 1.0))
+        return Progress(batches, min(all_batches, steps), fraction)
     limited = math.inf if math.isinf(all_batches) else math.ceil(trainer.num_training_batches / every) * epochs
-    return Progress(trainer.global_step, min(limited, steps), min(fraction, 1.0))
+    return Progress(trainer.global_step, min(limited, steps), fraction)
 
 
 def is_accumulating(trainer: Any) -> bool:

@@ -28,6 +28,7 @@ from lightning_perf.optim.callback_replacement import (
     check_checkpoint,
     check_named,
     check_row,
+    warmup_within,
 )
 from lightning_perf.optim.fused import make_fused, sparse_gradient_parameters
 from lightning_perf.optim.registry import build, get_optimizer
@@ -251,7 +252,8 @@ class OptimizerFactory(PerfCallback):
             total = trainer.estimated_stepping_batches
             if "warmup_steps" not in options:
                 known = 0 < total < float("inf")
-                steps, why = own_warmup(pl_module, self.warmup, int(total) if known else None)
+                warmup = warmup_within(trainer, self.warmup, self.say)
+                steps, why = own_warmup(pl_module, warmup, int(total) if known else None)
                 options = {**options, "warmup_steps": steps}
                 self.say(f"{row.name}: a warm-up of {steps} optimizer steps{why}, no schedule.")
         return Replacement(row, lr, self.weight_decay, schedule, self.groups, options, infer)

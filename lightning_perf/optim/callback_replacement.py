@@ -115,6 +115,15 @@ class Replacement:
         rates.scale(self.rate)
 
 
+def warmup_within(trainer: Any, warmup: float | int, say: Say) -> float | int:
+    """The warm-up; under ``fast_dev_run`` at most all steps but one, since a real run is longer."""
+    most = trainer.estimated_stepping_batches - 1
+    if not trainer.fast_dev_run or not isinstance(warmup, int) or warmup <= most:
+        return warmup
+    say(f"fast_dev_run is too short for warmup={warmup}; it is {most:.0f} in it.")
+    return int(most)
+
+
 class RunRates:
     """The learning rates of a run, to be set to another peak exactly as if that had been asked for.
 
@@ -132,6 +141,8 @@ class RunRates:
     def schedule(self, trainer: Any, setup: OptimizerSetup, name: str, warmup: float | int, say: Say) -> None:
         """Put the schedule called ``name`` in place of the schedulers of ``setup``."""
         total = trainer.estimated_stepping_batches
+        if get_schedule(name).needs_total:
+            warmup = warmup_within(trainer, warmup, say)
         factor = make_factor(name, total, warmup)
         forget_schedulers(self._optimizer, [config.scheduler for config in setup.schedulers])
         replaced = ", ".join(type(config.scheduler).__name__ for config in setup.schedulers)

@@ -223,13 +223,16 @@ class MagnitudePruning(PerfCallback):
         """Lightning's hook, when weights and optimizers are restored and Lightning's finders are done."""
         if self._pruner is None:
             return
-        progress = progress_of(trainer)
+        progress = progress_of(trainer, starting=True)
         if progress.total == float("inf"):
             raise ValueError(
                 "the run has no end, so no position in it is known: set max_steps, or max_epochs with loaders that have a "
                 "length."
             )
-        if self._rewind is not None:
+        if self._rewind is not None and trainer.fast_dev_run and self._rewind.is_late(self.start, progress.total):
+            self.say(f"fast_dev_run is too short for rewind_to={self._rewind_to!r}; nothing is rewound in it.")
+            self._rewind.done = True
+        elif self._rewind is not None:
             self._rewind.check(self.start, progress.total)
             self._rewind.watch(pl_module, progress)
         followed = {p for one in trainer.strategy.optimizers for group in one.param_groups for p in group["params"]}

@@ -15,9 +15,11 @@ from lightning_perf.host import (
     Stage,
     at_module_door,
     averaged_modules,
+    fraction_done,
     is_a,
     offered_shadows,
     same_callback,
+    takes_iterator,
     wrap_again,
 )
 from lightning_perf.pruning.callback import MagnitudePruning
@@ -54,8 +56,8 @@ class ChannelPruning(PerfCallback):
     Raises:
         ValueError: an argument out of its range; a run with too few epochs; a target that cannot be met, with the best
             point and what stopped it; a checkpoint of other shapes.
-        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss; two prunings of channels, or
-            Lightning's; a strategy that shards.
+        MisconfigurationException: a compiled module; a ``training_step`` that gives no loss or takes ``dataloader_iter``;
+            two prunings of channels, or Lightning's; a strategy that shards.
 
     Source: Fang et al., https://arxiv.org/abs/2301.12900. Deviation: its groups are believed only after a run.
 
@@ -113,6 +115,7 @@ class ChannelPruning(PerfCallback):
         self._check_alone(trainer)
         if stage == "fit":
             _check_uncompiled(pl_module)  # and again once callbacks of other rooms have done what they do
+            _check_batches(pl_module)
         if self._module() is not pl_module:
             self._forget()
             self._module = ref(pl_module)
@@ -161,23 +164,28 @@ class ChannelPruning(PerfCallback):
         epochs = trainer.max_epochs
         first = math.ceil(self.at * epochs) if epochs not in (None, -1) else 0
         if self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs:
-            raise ValueError(
-                f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
-                f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
+            if not trainer.fast_dev_run:
+                raise ValueError(
+                    f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
+                    f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
+                )
+            cuts = "nothing" if self.at else "only the first of them"
+            self.say(
+                f"fast_dev_run is one epoch, too short for at={self.at:g}, steps={self.steps}; {cuts} is cut in it."
             )
         _check_uncompiled(pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook: cut, at the first batch of an epoch; find what to pull, at the first batch of all."""
         # Not at the start of the epoch: Lightning is silent there when it resumes from the last batch of the one before.
-        if self._active and batch_idx == 0 and self._done < self.steps and _done_before_epoch(trainer) >= self.at:
+        if self._active and batch_idx == 0 and self._done < self.steps and fraction_done(trainer, 0) >= self.at:
             self._cut(trainer, pl_module, batch)
         if self._active and self.regularize and self._done < self.steps:
             self._pull.begin(trainer, pl_module, lambda: self._channels(trainer, pl_module, batch))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: say so if the run has ended before a cut."""
-        if self._active and self._done < self.steps:
+        if self._active and self._done < self.steps and not trainer.fast_dev_run:
             self.say(
                 f"{self._done} of {self.steps} cuts were made: the fit ended before the epochs that bring the others."
             )
@@ -235,10 +243,12 @@ class ChannelPruning(PerfCallback):
         self._done += 1
 
 
-def _done_before_epoch(trainer: Any) -> float:
-    """At the first batch of an epoch: the part of the run that is done, by its limits of epochs and steps."""
-    by_epochs = 0.0 if trainer.max_epochs in (None, -1) else trainer.current_epoch / trainer.max_epochs
-    return max(by_epochs, 0.0 if trainer.max_steps == -1 else trainer.global_step / trainer.max_steps)
+def _check_batches(pl_module: Any) -> None:
+    if takes_iterator(pl_module):
+        raise MisconfigurationException(
+            f"{type(pl_module).__name__}.training_step takes its batches from dataloader_iter, so that there is none to "
+            "trace the module with; use training_step(self, batch, batch_idx) with ChannelPruning."
+        )
 
 
 def _check_uncompiled(pl_module: Any) -> None:

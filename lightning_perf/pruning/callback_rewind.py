@@ -32,14 +32,17 @@ class Rewind:
         self.saved: dict[str, Tensor] | None = None
         self.done = False
 
+    def is_late(self, start: float, total: float) -> bool:
+        """Whether pruning begins before the step, in a run of ``total`` steps."""
+        return (self.to / total if isinstance(self.to, int) else self.to) > start
+
     def check(self, start: float, total: float) -> None:
         """Whether the step comes before pruning begins.
 
         Raises:
             ValueError: it comes later.
         """
-        fraction = self.to / total if isinstance(self.to, int) else self.to
-        if fraction > start:
+        if self.is_late(start, total):
             raise ValueError(
                 f"rewind_to={self.to!r} comes after pruning has begun, at {start:.0%} of {total:g} steps; rewind to an "
                 "earlier step, or prune later."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.host import MisconfigurationException, preserved_rng, silent_copy
+from lightning_perf.host import MisconfigurationException, call_step, preserved_rng, silent_copy
 
 
 def quiet_copy(module: nn.Module) -> nn.Module:
@@ -31,7 +31,7 @@ def loss_of(clone: Any, batch: Any) -> Tensor:
     by_hand.clear()
     with preserved_rng(), clone.trainer.precision_plugin.forward_context():
         torch.manual_seed(0)
-        output = clone.training_step(copy.deepcopy(batch), 0)
+        output = call_step(clone.training_step, copy.deepcopy(batch))
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if isinstance(loss, Tensor):
         return loss

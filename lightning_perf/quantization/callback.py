@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_perf.host import MisconfigurationException, PerfCallback, Stage, at_module_door, at_step_door
+from lightning_perf.host import (
+    MisconfigurationException,
+    PerfCallback,
+    Stage,
+    at_module_door,
+    at_step_door,
+    takes_iterator,
+)
 from lightning_perf.host.step_door import StepName
 from lightning_perf.quantization.broken import REASON, leave_in_float, sort_broken, spoken
 from lightning_perf.quantization.callback_distill import Teacher
@@ -54,7 +61,7 @@ class QuantizationAwareTraining(PerfCallback):
         ValueError: an unknown scheme, a moment out of range, a pattern that matches no layer, no layer to quantize, a
             module that is prepared differently.
         MisconfigurationException: a strategy that shards parameters; a moment given as a fraction of a run without end;
-            ``distill`` with manual optimization.
+            ``distill`` with manual optimization, or a ``training_step`` that takes ``dataloader_iter``.
 
     Example::
 
@@ -126,6 +133,11 @@ class QuantizationAwareTraining(PerfCallback):
                 f"distill=True adds to the loss that training_step returns, and {type(pl_module).__name__} steps its "
                 "optimizers by hand (automatic_optimization=False); use distill=False."
             )
+        if self.distill and stage == "fit" and takes_iterator(pl_module):
+            raise MisconfigurationException(
+                f"distill=True runs training_step on the same batch again, and {type(pl_module).__name__}.training_step "
+                "takes its batches from dataloader_iter; use training_step(self, batch, batch_idx), or distill=False."
+            )
         undo.push(at_module_door(trainer, Stage.FAKE_QUANTIZATION, self._prepare))
         if stage == "fit":
             undo.push(self._rest)
@@ -136,6 +148,8 @@ class QuantizationAwareTraining(PerfCallback):
     def _prepare(self, module: Any, checkpoint: Mapping[str, Any]) -> None:
         again = preparation(module) is not None
         prepare(module, self.scheme, ignore=self.ignore, overrides=self.overrides)
+        if not again or (self._modules and self._modules[0] is not module):
+            self._teacher = None  # that of another module, or of this one before unprepare
         self._modules = [module]
         if again:
             self.say("the module is prepared already; its ranges are kept.")
@@ -159,8 +173,8 @@ class QuantizationAwareTraining(PerfCallback):
             return
         load_state(self._modules[0], state)
         self.schedule.first = state.get("first", 0)
-        if self.distill and "teacher" in state:
-            self._teacher = Teacher(state["teacher"])
+        if self.distill:
+            self._teacher = Teacher(state["teacher"]) if "teacher" in state else None
 
     def _saved_in(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         states = checkpoint.get("callbacks", {})

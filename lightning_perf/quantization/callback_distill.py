@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.host import capture_rng, restore_rng
+from lightning_perf.host import call_step, capture_rng, restore_rng
 from lightning_perf.host.dry_run import silent_copy
 from lightning_perf.quantization.prepare import unprepare
 
@@ -53,7 +53,7 @@ class Teacher:
 
         def teach() -> Any:
             with torch.no_grad(), trainer.precision_plugin.train_step_context():
-                return self._copy.training_step(batch, index)
+                return call_step(self._copy.training_step, batch, index)
 
         theirs, _ = _output_of(self._copy.get_submodule(head), teach)
         restore_rng(after)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_perf.host import DoorClosed, progress_of, wrap_again
+from lightning_perf.host import DoorClosed, progress_of, takes_iterator, wrap_again
 from lightning_perf.host.rehearsal import rehearsal
 from lightning_perf.strategies.auto import MOST_STEPS, Choice
 from lightning_perf.strategies.auto_trials import Trials, agreed
@@ -68,7 +67,7 @@ def _reason_not_to_try(strategy: Any, trainer: Any) -> str | None:
     left = progress.total - progress.step
     if left <= MOST_STEPS:
         return f"nothing was tried, since trials take up to {MOST_STEPS} steps and this run has {left:.0f}"
-    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+    if takes_iterator(module):
         return "nothing was tried, since training_step takes its batches from dataloader_iter"
     if is_compiled(module):
         return "nothing was tried, since the module is compiled, and every candidate would compile it again"

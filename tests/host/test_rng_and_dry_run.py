@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from lightning_perf.host import PerfCallback, capture_rng, preserved_rng, restore_rng
-from lightning_perf.host.dry_run import dry_step, peek
+from lightning_perf.host.dry_run import call_step, dry_step, peek
 from tests.contract.modules import KINDS, images, make
 
 
@@ -111,3 +111,28 @@ def test_a_step_may_check_the_class_of_its_optimizer(ns: ModuleType, quiet: dict
 
     ns.Trainer(**quiet, max_steps=2, callbacks=[Look()]).fit(Checks(), images())
     assert seen == [True] * 4
+
+
+def test_a_step_is_called_with_what_it_takes() -> None:
+    """As Lightning calls it: the index of the batch is optional, of any name, and passed to ``*args``."""
+
+    def plain(batch: Any) -> Any:
+        return batch
+
+    def renamed(batch: Any, i: int) -> Any:
+        return batch, i
+
+    def loaders(batch: Any, batch_idx: int, dataloader_idx: int) -> Any:
+        return batch, batch_idx, dataloader_idx
+
+    def first_loader(batch: Any, batch_idx: int, dataloader_idx: int = 5) -> Any:
+        return batch, batch_idx, dataloader_idx
+
+    def anything(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    assert call_step(plain, "b", 2) == "b"
+    assert call_step(renamed, "b", 2) == ("b", 2)
+    assert call_step(loaders, "b", 2) == ("b", 2, 0)
+    assert call_step(first_loader, "b", 2) == ("b", 2, 5)
+    assert call_step(anything, "b", 2) == (("b", 2), {})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader
 
@@ -100,6 +101,52 @@ def test_progress(pl: ModuleType, quiet: dict[str, Any]) -> None:
     look = Recorder(pl, lambda trainer, module: seen.append(progress_of(trainer)))
     fit(pl, quiet, [look], accumulate_grad_batches=4, max_epochs=1)
     assert [tuple(one) for one in seen] == [(int(b >= 4) + int(b == 6), 2, b / 6) for b in range(1, 7)]
+
+
+class Growing(LightningDataModule):
+    """Epochs of 2, 8, 3, ... batches."""
+
+    lengths = (2, 8, 3)
+
+    def train_dataloader(self) -> Any:
+        return images(4 * self.lengths[self.trainer.current_epoch])
+
+
+def test_progress_over_epochs_of_other_lengths(pl: ModuleType, quiet: dict[str, Any]) -> None:
+    """Each is a third of the run; the fraction never falls, and the masks reach their sparsity."""
+    seen: list[float] = []
+    pruning = lp.MagnitudePruning(0.5, start=0.1, end=0.7)
+    look = Recorder(pl, lambda trainer, module: seen.append(progress_of(trainer).fraction))
+    trainer = pl.Trainer(**quiet, max_epochs=3, reload_dataloaders_every_n_epochs=1, callbacks=[pruning, look])
+    module = make("plain", pl)
+    trainer.fit(module, datamodule=Growing())
+    expected = [(epoch + batch / n) / 3 for epoch, n in enumerate(Growing.lengths) for batch in range(1, n + 1)]
+    assert seen == pytest.approx(expected)
+    assert seen == sorted(seen)
+    assert zeros(module) == TOTAL // 2
+
+
+@pytest.mark.parametrize("every", ["epoch", "batch"])
+def test_progress_over_equal_epochs_is_that_of_batches(
+    every: str, pl: ModuleType, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    """To the last bit, from the start on, and in runs resumed at every epoch and every batch."""
+    seen: list[tuple[float, int]] = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append((progress_of(trainer, starting=True).fraction, trainer.fit_loop.total_batch_idx + 1))
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            seen.append((progress_of(trainer).fraction, trainer.fit_loop.total_batch_idx + 1))
+
+    often = {"every_n_train_steps": 1} if every == "batch" else {"save_on_train_epoch_end": True}
+    saver = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **often)
+    fit(pl, quiet, [Look(), saver], max_epochs=3)
+    for path in sorted(tmp_path.glob("*.ckpt")):
+        fit(pl, quiet, [Look()], max_epochs=3, ckpt_path=str(path))
+    assert len(seen) == 19 + (sum(19 - step for step in range(1, 19)) if every == "batch" else 13 + 7)
+    assert [fraction for fraction, _ in seen] == [batches / 18 for _, batches in seen]
 
 
 @pytest.mark.parametrize("kind", ["plain", "manual", "two_optimizers", "raw_step"])

@@ -161,3 +161,34 @@ def pl() -> ModuleType:
     import lightning.pytorch
 
     return lightning.pytorch
+
+
+def with_step(ns: ModuleType, step: Any) -> Any:
+    module = make("plain", ns)
+    base = type(module)
+    module.__class__ = type("Own", (base,), {"training_step": lambda self, batch: base.training_step(self, batch, 0)})
+    if step is not None:
+        module.__class__ = type("Own", (base,), {"training_step": step})
+    return module
+
+
+def test_a_step_without_an_index_is_traced(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Lightning lets ``training_step(self, batch)`` be."""
+    module, plain = with_step(ns, None), make("plain", ns)
+    for one in (module, plain):
+        fit(ns, quiet, [lp.ChannelPruning(0.6, round_to=2)], one)
+    assert str(module.net) == str(plain.net)
+    assert module.losses == plain.losses
+
+
+def test_a_step_that_draws_its_batches(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """There is no batch before the step."""
+
+    def training_step(self: Any, dataloader_iter: Any) -> Any:
+        batch, _, _ = next(dataloader_iter)
+        return self.loss(batch)[0]
+
+    with pytest.raises(
+        MisconfigurationException, match=r"Own\.training_step takes its batches from dataloader_iter.*use"
+    ):
+        fit(ns, quiet, [lp.ChannelPruning(0.6, round_to=2)], with_step(ns, training_step))

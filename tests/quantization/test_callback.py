@@ -342,3 +342,73 @@ def test_a_second_fit_goes_on_with_the_ranges(quiet: dict[str, Any]) -> None:
     assert ranges(module)["conv"].input != before
     assert any("its ranges are kept" in message for message in qat.messages)
     assert type(lp.unprepare(module).conv) is nn.Conv2d
+
+
+def unlike(seed: int, **options: Any) -> Any:
+    """The module with other weights."""
+    module = make(pl, **options)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return module
+
+
+def test_the_teacher_is_of_the_module_at_hand(quiet: dict[str, Any], tmp_path: Path) -> None:
+    """One callback, two modules: the second run is that of a new callback, and what the callback holds its module's."""
+    used = lp.QuantizationAwareTraining(distill=True)
+    first = unlike(1, lr=0.0)
+    fit(first, [used], quiet, max_epochs=1)
+    again, fresh = unlike(2), unlike(2)
+    trainer = fit(again, [used], quiet)
+    fit(fresh, [lp.QuantizationAwareTraining(distill=True)], quiet)
+    assert again.seen == fresh.seen
+    for key, value in fresh.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert used._teacher is not None
+    start = unlike(2).state_dict()
+    assert torch.equal(used._teacher.state()["conv.weight"], start["conv.weight"])
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    fit(unlike(3), [used], quiet, max_epochs=3, ckpt_path=tmp_path / "c.ckpt")
+    assert torch.equal(used._teacher.state()["conv.weight"], start["conv.weight"]), "a resumed run keeps the saved one"
+    module = unlike(4)
+    fit(module, [used], quiet, max_epochs=1)
+    float_again = lp.unprepare(module)
+    weights = {key: value.clone() for key, value in float_again.state_dict().items()}
+    fit(float_again, [used], quiet, max_epochs=1)
+    assert torch.equal(used._teacher.state()["conv.weight"], weights["conv.weight"]), "after unprepare it starts anew"
+
+
+def without_index(module: Any) -> Any:
+    """The module with a ``training_step`` that takes the batch alone."""
+    base = type(module)
+
+    class WithoutIndex(base):
+        def training_step(self, batch: Any) -> Any:
+            return base.training_step(self, batch, 0)
+
+    module.__class__ = WithoutIndex
+    return module
+
+
+def test_a_step_without_index_is_distilled(quiet: dict[str, Any]) -> None:
+    module, plain = without_index(make(pl)), make(pl)
+    for one in (module, plain):
+        fit(one, [lp.QuantizationAwareTraining(distill=True)], quiet, max_epochs=1)
+    assert module.seen == plain.seen
+
+
+def test_distillation_needs_the_batch(quiet: dict[str, Any]) -> None:
+    base = type(make(pl))
+
+    class Draws(base):
+        def training_step(self, dataloader_iter: Any) -> Any:
+            (image, label), _, _ = next(dataloader_iter)
+            self.seen.append(("train", 0.0))
+            return nn.functional.cross_entropy(self(image=image), label)
+
+    with pytest.raises(MisconfigurationException, match=r"Draws.training_step takes its batches.*or distill=False"):
+        fit(Draws(), [lp.QuantizationAwareTraining(distill=True)], quiet)
+    module = Draws()
+    fit(module, [lp.QuantizationAwareTraining()], quiet, max_epochs=1)
+    assert len([kind for kind, _ in module.seen if kind == "train"]) == 4
