@@ -252,9 +252,9 @@ def test_reading_a_loader_costs_no_random_number() -> None:
 
 
 def test_several_loaders_give_batches_in_turn() -> None:
-    short, long = (DataLoader(torch.arange(start, end), batch_size=1) for start, end in ((0, 2), (10, 15)))
+    short, long = (DataLoader(TensorDataset(torch.arange(start, end))) for start, end in ((0, 2), (10, 15)))
     for loaders in ([short, long], {"a": short, "b": [long]}):
-        assert [int(batch) for batch in batches_of(loaders, 6)] == [0, 10, 1, 11, 12, 13]
+        assert [int(batch) for (batch,) in batches_of(loaders, 6)] == [0, 10, 1, 11, 12, 13]
     pair = [torch.ones(2), torch.zeros(2)]
     assert batches_of(pair, 6) == [pair]
     with pytest.raises(ValueError, match="can be read only once"):
