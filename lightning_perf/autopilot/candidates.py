@@ -179,10 +179,8 @@ def config_with(config: str | Path, candidate: Candidate) -> str:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"config {str(path)!r} holds no mapping; give a YAML file that `lightning-perf fit` accepts.")
-    for section in ("trainer", "model", "data"):
-        other = content.get(section)
-        if isinstance(other, str) and (path.parent / other).is_file():
-            content[section] = yaml.safe_load((path.parent / other).read_text(encoding="utf-8"))
+    for section, other in _elsewhere(path, content).items():
+        content[section] = yaml.safe_load(other.read_text(encoding="utf-8"))
     if candidate.arguments is None:
         return yaml.safe_dump(content, sort_keys=False)
     trainer = content.setdefault("trainer", {}) or {}
@@ -191,6 +189,18 @@ def config_with(config: str | Path, candidate: Candidate) -> str:
     line = {"class_path": _CLASS_PATH, "init_args": dict(candidate.arguments)}
     content["trainer"] = {**trainer, "callbacks": [*others, line]}
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def holds_paths(config: str | Path) -> bool:
+    """Whether the config keeps sections in files of their own, so that a copy of it elsewhere would not find them."""
+    return bool(_elsewhere(Path(config), yaml.safe_load(Path(config).read_text(encoding="utf-8"))))
+
+
+def _elsewhere(path: Path, content: Mapping[str, Any]) -> dict[str, Path]:
+    """The files of those sections."""
+    named = {section: content.get(section) for section in ("trainer", "model", "data")}
+    files = {section: path.parent / other for section, other in named.items() if isinstance(other, str)}
+    return {section: file for section, file in files.items() if file.is_file()}
 
 
 def _is_factory(callback: Any) -> bool:

@@ -175,4 +175,5 @@ class _ValidationMetric:
             enable_model_summary=False,
         )
         clone = copy_with(self.module, self.method, run)
-        return trainer.validate(clone, dataloaders=self.loader, verbose=False)[0]
+        logged = trainer.validate(clone, dataloaders=self.loader, verbose=False)
+        return {name: value for one in logged for name, value in one.items()}  # one mapping for each loader

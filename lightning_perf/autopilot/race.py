@@ -8,7 +8,7 @@ import gc
 import hashlib
 import logging
 import os
-import shutil
+import shlex
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lightning_perf import measuring
 from lightning_perf._quiet import at_level
 from lightning_perf.autopilot import halving
-from lightning_perf.autopilot.candidates import BASELINE, Candidate, config_with, given_candidates
+from lightning_perf.autopilot.candidates import BASELINE, OWN, Candidate, config_with, given_candidates, holds_paths
 from lightning_perf.autopilot.compare import BadFactory, Factory, fit, fresh, monitored_metric
 from lightning_perf.autopilot.contest import Contest, Trial
 from lightning_perf.autopilot.halving import Pace
@@ -133,10 +133,10 @@ def race(
             if contest.probe is None:
                 raise
             interrupted = True
-    notes = [contention.result.sentence(), _where(config, files)]
+    notes = [contention.result.sentence(), _where(config, files, overrides)]
     title = f"race of {len(contest.candidates)} candidates" + ("" if config is None else f", {Path(config).name}")
     report = race_report(contest, title=title, target=target, notes=notes, interrupted=interrupted)
-    return report if config is None else _with_configs(report, config, contest, files)
+    return report if config is None else _with_configs(report, config, contest, files, overrides)
 
 
 def _check(
@@ -218,24 +218,30 @@ def _in_processes(
     return run
 
 
-def _with_configs(report: Report, config: str | Path, contest: Contest, files: RaceFiles) -> Report:
-    """The report with the config of each variant in it; the winner's is copied to ``winner.yaml``."""
+def _with_configs(
+    report: Report, config: str | Path, contest: Contest, files: RaceFiles, overrides: Sequence[str]
+) -> Report:
+    """The report with the config of each variant in it, such that it can be copied; the winner's is ``winner.yaml``."""
     by_name = {one.name: one for one in contest.candidates}
-    configs = {BASELINE: str(config)}
+    configs = {BASELINE: str(files.keep_config(OWN, config_with(config, OWN)) if holds_paths(config) else config)}
     for name in report.variants:
         if name != BASELINE:
             configs[name] = str(files.keep_config(by_name[name], config_with(config, by_name[name])))
     if contest.over and files.folder is not None:
-        shutil.copyfile(configs[winner(report)], files.folder / "winner.yaml")
+        text = Path(configs[winner(report)]).read_text(encoding="utf-8")
+        head = f"# It raced with these arguments beside it, which are not in here: {shlex.join(overrides)}\n"
+        (files.folder / "winner.yaml").write_text(head + text if overrides else text, encoding="utf-8")
     return dataclasses.replace(report, configs=configs)
 
 
-def _where(config: str | Path | None, files: RaceFiles) -> str:
+def _where(config: str | Path | None, files: RaceFiles, overrides: Sequence[str]) -> str:
     kept = "" if files.folder is None else f" Every run is kept in {files.folder}."
     if config is None:
         return f"All runs shared one process: peak memory depends on what ran before.{kept}"
+    beside = f" All ran with {shlex.join(overrides)}." if overrides else ""
     return (
-        f"Every run had its own process; peak memory is resident memory above its value when the fit was set up.{kept}"
+        "Every run had its own process; peak memory is resident memory above its value when the fit was set up."
+        f"{kept}{beside}"
     )
 
 

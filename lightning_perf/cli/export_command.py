@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from lightning_perf.autopilot.compare import check_outputs
 from lightning_perf.autopilot.export import export
 from lightning_perf.cli.outputs import show
+from lightning_perf.cli.restored_cli import RestoredCLI
 from lightning_perf.cli.trainer_cli import trainer_command
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.pipeline import check_precisions, choose_runtimes
@@ -29,7 +30,8 @@ def export_config(
 
     Args:
         config: path of a YAML file that ``lightning-perf fit --config`` accepts.
-        ckpt_path: a checkpoint of that config; None exports the weights as they are initialised.
+        ckpt_path: a checkpoint of that config; None takes the config's own ``ckpt_path``, and without one exports the
+            weights as they are initialised.
         path: the folder to write.
         overrides: further arguments of ``fit``.
         options: as for :func:`lightning_perf.export`.
@@ -46,6 +48,8 @@ def export_config(
 def restored(config: str | Path, ckpt_path: str | Path | None, overrides: Sequence[str]) -> tuple[Any, Any, Any]:
     """The module of a config with everything that a checkpoint holds, its training loader and its validation loader.
 
+    All of it happens in this process, on one device, whatever number of them the config trains on.
+
     Raises:
         ValueError: a config or checkpoint that does not exist, or a checkpoint with the ranges of quantization-aware
             training while the config has no such callback to take them up.
@@ -54,9 +58,11 @@ def restored(config: str | Path, ckpt_path: str | Path | None, overrides: Sequen
         if given is not None and not Path(given).is_file():
             raise ValueError(f"{label} {str(given)!r} does not exist; give the path of a file.")
     settings = ["--config", str(config), "--trainer.logger=false", "--trainer.limit_val_batches=1", *overrides]
-    cli: Any = trainer_command(settings, run=False, save_config_callback=None)
+    cli: Any = trainer_command(settings, run=False, cli_class=RestoredCLI, save_config_callback=None)
     cli.trainer.callbacks.append(_RangesHaveAPlace())
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path, verbose=False)
+    weights = {"ckpt_path": ckpt_path, "weights_only": None} if ckpt_path is not None else cli.weights(config)
+    weights = {name: value for name, value in weights.items() if value is not None}
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False, **weights)
     source = cli.datamodule or cli.model
     if cli.datamodule is not None:
         source.setup("fit")

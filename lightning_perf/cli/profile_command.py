@@ -10,6 +10,7 @@ from typing import Any
 from lightning_perf.autopilot.compare import check_outputs
 from lightning_perf.cli.outputs import show
 from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
+from lightning_perf.host import is_a
 from lightning_perf.profiling.callback import ThroughputProfiler
 from lightning_perf.profiling.profile_report import ProfileReport
 
@@ -20,9 +21,10 @@ class ProfiledCLI(PerfCLI):
     profiler: ThroughputProfiler
 
     def before_fit(self) -> None:
-        """LightningCLI's hook: start profiling."""
+        """LightningCLI's hook: start profiling, and keep no checkpoint of what is no whole training."""
         trainer: Any = self.trainer
-        trainer.callbacks.insert(0, self.profiler)
+        others = [callback for callback in trainer.callbacks if not is_a(callback, "Checkpoint")]
+        trainer.callbacks[:] = [self.profiler, *others]
 
 
 def profile_config(
@@ -53,10 +55,11 @@ def _check(config: str | Path, steps: int) -> None:
         raise ValueError(f"steps={steps!r} trains nothing; give at least 20 for a steady figure.")
 
 
-def _train(config: str | Path, steps: int, overrides: Sequence[str], profiler: ThroughputProfiler) -> None:
+def _train(config: str | Path, steps: int, overrides: Sequence[str], profiler: ThroughputProfiler) -> Any:
+    """The Trainer that did it."""
     ProfiledCLI.profiler = profiler
     arguments = ["fit", "--config", str(config), f"--trainer.max_steps={steps}", *overrides]
-    trainer_command(arguments, cli_class=ProfiledCLI, save_config_callback=None)
+    return trainer_command(arguments, cli_class=ProfiledCLI, save_config_callback=None).trainer
 
 
 def run(args: Sequence[str]) -> int:
@@ -74,7 +77,10 @@ def run(args: Sequence[str]) -> int:
         _check(known.config, known.steps)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    _train(known.config, known.steps, overrides, profiler)  # what fails in here is the user's, and keeps its traceback
+    # What fails in here is the user's, and keeps its traceback.
+    trainer = _train(known.config, known.steps, overrides, profiler)
+    if not trainer.is_global_zero:
+        return 0  # every rank runs this command, and the first one tells
     if not profiler.has_report:
         parser.error(f"no step was timed in --steps {known.steps}; train at least 20.")
     show(profiler.report, json=known.json, html=known.html)

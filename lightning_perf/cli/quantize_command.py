@@ -33,7 +33,8 @@ def quantize_config(
 
     Args:
         config: path of a YAML file that ``lightning-perf fit --config`` accepts.
-        ckpt_path: a checkpoint of that config; None quantizes the weights as they are initialised.
+        ckpt_path: a checkpoint of that config; None takes the config's own ``ckpt_path``, and without one quantizes the
+            weights as they are initialised.
         path: the folder to write.
         ignore: layers to leave in float.
         max_drop: largest drop of the validation metric, such as ``0.5%`` or ``0.002``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def run(args: Sequence[str]) -> int:
     if not best.exists():
         print(f"The race is not over; go on with it: add --resume{_folder(known.folder)}")
         return _INTERRUPTED
-    print(f"lightning-perf fit --config {report.to_yaml(known.yaml, winner(report)) if known.yaml else best}")
+    pick = report.to_yaml(known.yaml, winner(report)) if known.yaml else best
+    print(shlex.join(["lightning-perf", "fit", "--config", str(pick), *overrides]))
     return 0
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_perf.deploy.call import first_line
 from lightning_perf.host.dry_run import call_step, iter_is_self, peek, silent_copy
+from lightning_perf.host.loader_door import loaders_in
 from lightning_perf.host.namespaces import is_a
 from lightning_perf.host.rng import preserved_rng
 
 _STEPS = ("validation_step", "test_step", "predict_step", "training_step")
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -28,18 +32,36 @@ class _Seen(Exception):
 def batches_of(batch_or_inputs: Any, count: int) -> list[Any]:
     """The first ``count`` batches of a loader; a list of one for anything else.
 
+    Several loaders, in a list or a dictionary, give a batch each in turn.
+
     Raises:
         ValueError: a loader that can be read only once, or one that is empty.
     """
-    if isinstance(batch_or_inputs, Tensor | Mapping | list | tuple) or not hasattr(batch_or_inputs, "__iter__"):
+    loaders = list(loaders_in(batch_or_inputs))
+    several = isinstance(batch_or_inputs, Mapping | list | tuple)
+    if several and not any(isinstance(loader, DataLoader) for loader in loaders):
         return [batch_or_inputs]
-    if iter_is_self(batch_or_inputs):
-        peek(batch_or_inputs)  # says what is wrong with it
+    if isinstance(batch_or_inputs, Tensor) or not all(hasattr(loader, "__iter__") for loader in loaders):
+        return [batch_or_inputs]
+    for loader in loaders:
+        if iter_is_self(loader):
+            peek(loader)  # says what is wrong with it
     with preserved_rng():
-        found = list(islice(iter(batch_or_inputs), count))
+        found = list(islice(_in_turn(loaders), count))
     if not found:
         raise ValueError(f"{type(batch_or_inputs).__name__} has no batch; export needs one as an example.")
     return found
+
+
+def _in_turn(loaders: Iterable[Any]) -> Iterator[Any]:
+    """A batch of each until all have ended."""
+    left = [iter(loader) for loader in loaders]
+    while left:
+        for batches in tuple(left):
+            try:
+                yield next(batches)
+            except StopIteration:
+                left.remove(batches)
 
 
 def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tuple[Arguments, str]:
@@ -47,7 +69,8 @@ def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tupl
 
     A dictionary whose keys are parameters of the method is taken as its arguments; a tensor as its only one. For other
     batches the module's own steps are asked: a silent copy runs ``validation_step`` (else test, predict, training) until it
-    makes the call. Last comes the shape of the batch: as many items as the method has parameters, or its first item.
+    makes the call. Last comes the shape of the batch: as many items as the method requires (what is behind them may be
+    labels, and no optional mask), all of them, its first item, or the batch as it is.
 
     Raises:
         ValueError: nothing fits; the message says what was tried.
@@ -67,7 +90,7 @@ def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tupl
             if isinstance(found, tuple) and _binds(signature, *found):
                 return found, f"{method}() as {step} calls it"
             tried.append(f"{step}: {found if isinstance(found, str) else 'its call does not fit the signature'}")
-    for arguments, words in _shapes(batch, method):
+    for arguments, words in _shapes(batch, method, signature):
         refusal = _refusal(module, method, signature, arguments)
         if refusal is None:
             return (arguments, {}), words
@@ -94,21 +117,31 @@ def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[
     return True
 
 
-def _shapes(batch: Any, method: str) -> Iterator[tuple[tuple[Any, ...], str]]:
+def _shapes(batch: Any, method: str, signature: inspect.Signature) -> Iterator[tuple[tuple[Any, ...], str]]:
     if isinstance(batch, list | tuple) and batch:
+        required = sum(one.kind in _POSITIONAL and one.default is one.empty for one in signature.parameters.values())
+        if 1 < required < len(batch):
+            yield tuple(batch[:required]), f"{method}(*batch[:{required}])"
+        if required == 1:
+            yield (batch[0],), f"{method}(batch[0])"
         yield tuple(batch), f"{method}(*batch)"
-        yield (batch[0],), f"{method}(batch[0])"
+        if required != 1:
+            yield (batch[0],), f"{method}(batch[0])"
     yield (batch,), f"{method}(batch)"
 
 
 def _refusal(module: nn.Module, method: str, signature: inspect.Signature, arguments: tuple[Any, ...]) -> str | None:
-    """What a copy of the module says against the arguments: any error it raises; ``None`` if it takes them."""
+    """What a copy of the module says against the arguments: any error it raises; ``None`` if it takes them.
+
+    They are moved to the module's device, since a loader gives what lies in main memory.
+    """
     if not _binds(signature, arguments, {}):
         return f"{len(arguments)} arguments do not fit the signature"
     clone = copy.deepcopy(module).eval()
+    device = next((tensor.device for tensor in (*clone.parameters(), *clone.buffers())), None)
     try:
         with preserved_rng(), torch.no_grad():
-            getattr(clone, method)(*arguments)
+            getattr(clone, method)(*(arguments if device is None else move_data_to_device(arguments, device)))
     except Exception as error:
         return first_line(error)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_perf.host.doors import Undo, require, stand_at
+from lightning_perf.host.namespaces import is_a
 
 
 def at_loader_door(
@@ -128,3 +129,17 @@ def generators_of(*loaders: Any) -> list[torch.Generator]:
             if isinstance(generator, torch.Generator):
                 found[id(generator)] = generator
     return list(found.values())
+
+
+def loaders_in(data: Any) -> Iterator[Any]:
+    """The loaders in a collection of them, such as a dictionary of lists; ``data`` itself where it is none."""
+    if is_a(data, "CombinedLoader"):
+        yield from data.flattened
+    elif isinstance(data, Mapping):
+        for value in data.values():
+            yield from loaders_in(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from loaders_in(value)
+    else:
+        yield data

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_perf._quiet import quiet
 from lightning_perf.host import PerfCallback, is_a, namespace_of, preserved_rng
 from lightning_perf.host.dry_run import iter_is_self
+from lightning_perf.host.loader_door import loaders_in
 from lightning_perf.profiling.flop_count import FlopCount
 from lightning_perf.profiling.flops import FlopCounter
 
@@ -193,7 +194,7 @@ def _feed(data: Any) -> dict[str, Any]:
         return {"datamodule": _copied(data, fix, {id(data.trainer): None} if data.trainer is not None else {})}
     if not _is_loader(data):
         return {"train_dataloaders": _Repeat(copy.deepcopy(data))}
-    loaders = list(_loaders(data))
+    loaders = list(loaders_in(data))
     for loader in loaders:
         if iter_is_self(loader):
             raise ValueError(
@@ -214,23 +215,9 @@ def _is_loader(data: Any) -> bool:
     if isinstance(data, DataLoader) or is_a(data, "CombinedLoader"):
         return True
     if isinstance(data, Mapping | list | tuple):
-        return any(isinstance(loader, DataLoader) for loader in _loaders(data))
+        return any(isinstance(loader, DataLoader) for loader in loaders_in(data))
     is_batch = hasattr(data, "shape") or hasattr(data, "to") or dataclasses.is_dataclass(data) or isinstance(data, str)
     return not is_batch and (hasattr(data, "__iter__") or hasattr(data, "__next__"))
-
-
-def _loaders(data: Any) -> Iterator[Any]:
-    """The loaders in a collection of them."""
-    if is_a(data, "CombinedLoader"):
-        yield from data.flattened
-    elif isinstance(data, Mapping):
-        for value in data.values():
-            yield from _loaders(value)
-    elif isinstance(data, list | tuple):
-        for value in data:
-            yield from _loaders(value)
-    else:
-        yield data
 
 
 def _copied(value: Any, fix: str, memo: Mapping[int, Any] | None = None) -> Any:

@@ -178,6 +178,30 @@ def test_calls_are_found_by_shape_where_no_step_tells() -> None:
         arguments_of(nn.Linear(3, 2), torch.ones(1, 3), "encode")
 
 
+class Masked(nn.Module):
+    """Takes a mask, which may be left out."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3, device=device)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.inner(x) if mask is None else self.inner(x) * mask
+
+
+def test_labels_are_not_taken_for_an_optional_argument() -> None:
+    x, labels = torch.ones(2, 3), torch.zeros(2, 1)
+    (args, _), how = arguments_of(Masked(), [x, labels])
+    assert (len(args), how) == (1, "forward(batch[0])")
+    (args, _), how = arguments_of(nn.Bilinear(3, 3, 2), [x, x, labels])
+    assert (len(args), how) == (2, "forward(*batch[:2])")
+
+
+def test_the_batch_of_a_loader_fits_a_module_on_another_device() -> None:
+    (args, _), how = arguments_of(Masked("meta"), [torch.ones(2, 3), torch.zeros(2)])
+    assert (args[0].device.type, how) == ("cpu", "forward(batch[0])")
+
+
 def test_a_step_that_catches_everything_still_tells_its_call() -> None:
     class Caught(nn.Module):
         def forward(self, x: Tensor, flag: Tensor) -> Tensor:
@@ -225,6 +249,16 @@ def test_reading_a_loader_costs_no_random_number() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ValueError, match="can be read only once"):
         batches_of(iter(loader), 1)
+
+
+def test_several_loaders_give_batches_in_turn() -> None:
+    short, long = (DataLoader(TensorDataset(torch.arange(start, end))) for start, end in ((0, 2), (10, 15)))
+    for loaders in ([short, long], {"a": short, "b": [long]}):
+        assert [int(batch) for (batch,) in batches_of(loaders, 6)] == [0, 10, 1, 11, 12, 13]
+    pair = [torch.ones(2), torch.zeros(2)]
+    assert batches_of(pair, 6) == [pair]
+    with pytest.raises(ValueError, match="can be read only once"):
+        batches_of([short, iter(long)], 1)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,22 @@ def test_an_interrupted_race_goes_on(
     assert json.loads((tmp_path / "here" / "race.json").read_text())["settings"]["budget"] == "16 steps"
 
 
+def test_a_winning_baseline_can_be_fitted_from_where_it_is_kept(
+    config: Path, scripted: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its sections, which lay beside the config, and with the arguments that it raced with."""
+    whole = yaml.safe_load(config.read_text())
+    Path("model.yaml").write_text(yaml.safe_dump(whole["model"]))
+    config.write_text(yaml.safe_dump({**whole, "model": "model.yaml"}))
+    assert race("--optimizer", SGD, "--yaml", "far/best.yaml", "--trainer.limit_val_batches=2") == 0
+    out = capsys.readouterr().out
+    assert "lightning-perf fit --config far/best.yaml --trainer.limit_val_batches=2" in out
+    assert "All ran with --trainer.limit_val_batches=2." in " ".join(out.split())
+    for kept in (Path("race_line/winner.yaml"), Path("far/best.yaml")):
+        assert yaml.safe_load(kept.read_text()) == whole
+    assert "--trainer.limit_val_batches=2" in Path("race_line/winner.yaml").read_text().splitlines()[0]
+
+
 def test_mistakes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert race("--optimizer", "adamv") == 2
     assert "Unknown optimizer 'adamv'" in capsys.readouterr().err
