@@ -16,10 +16,10 @@ from lightning_perf.autopilot.export_source import copy_with, source_of, write_c
 from lightning_perf.autopilot.stopwatch import better, pick_metric
 from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
-from lightning_perf.deploy.call import Call, describe_call, frozen_copy
+from lightning_perf.deploy.call import describe_call
 from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
-from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable
-from lightning_perf.deploy.trial import METRIC
+from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable, Source
+from lightning_perf.deploy.trial import METRIC, eager, under_signature
 from lightning_perf.host import arguments_of, batches_of, is_a, namespace_of
 from lightning_perf.report import Quantity
 
@@ -70,7 +70,8 @@ def export(
         tolerance: accepted relative error of outputs by precision; default 0.001, 0.05 and 0.1.
 
     Raises:
-        ValueError: an unknown name, inputs that fit no call, a path that is taken, NaN in weights or ranges.
+        ValueError: an unknown name, inputs that fit no call, a path that is taken, NaN in weights or ranges, ``max_drop``
+            without a metric or with a ``validation_step`` that does not call ``method``.
         ImportError: a runtime that was asked for by name is missing.
         NotExportable: no runtime can take the module.
 
@@ -84,6 +85,11 @@ def export(
         >>> lp.load_artifact("net.lpx")(torch.randn(3, 8)).shape
         torch.Size([3, 2])
     """
+    if max_drop is not None and loader is None and not callable(metric):
+        raise ValueError(
+            f"max_drop={max_drop!r} needs a metric; pass loader=, the validation batches that it is measured on, or a "
+            "function as metric, or leave max_drop out."
+        )
     names, _ = choose_runtimes(runtimes)
     wanted = check_precisions(precisions)
     check_target(Path(path))
@@ -91,9 +97,12 @@ def export(
     (args, kwargs), how = arguments_of(module, given[0], method)
     call = describe_call(module, args, kwargs, method)
     calibration = [call.leaves(*arguments_of(module, batch, method)[0]) for batch in given]
-    calibration = [[tensor.detach().cpu() for tensor in tensors] for tensors in calibration]
+    calibration = [[tensor.detach().cpu() for tensor in tensors] for tensors in calibration if call.fits(tensors)]
     source, words, missing = source_of(module, call, calibration, wanted)
-    measured, row = _metric(module, call, loader, metric)
+    measured, row = _metric(module, source, loader, metric)
+    unmeasured = measured.unmeasured if isinstance(measured, _ValidationMetric) else None
+    if unmeasured and max_drop is not None:
+        raise ValueError(f"max_drop={max_drop!r} needs a metric that runs the artefact: {unmeasured}.")
     write = partial(
         write_artifact,
         source,
@@ -103,7 +112,7 @@ def export(
         batches=batches,
         rounds=rounds,
         tolerance=tolerance,
-        metric=measured,
+        metric=None if unmeasured else measured,
         metric_row=row,
         max_drop=max_drop,
         title=f"{type(module).__name__}.{method}",
@@ -111,6 +120,13 @@ def export(
     )
     left_out = {f"{runtime}-{INT8}": reason for reason in missing.values() for runtime in names}
     notes = [f"The call: {how}.", *words]
+    if len(calibration) < len(given):
+        notes.append(
+            f"{len(given) - len(calibration)} of {len(given)} calibration batches are left out: their sizes differ from "
+            "those of the first one, which the graphs are made for; let the loader pad all batches to one size."
+        )
+    if unmeasured:
+        notes.append(f"{row.label} is not measured: {unmeasured}.")
     made = _first_that_works(write, runtimes, left_out, notes)
     _log.info("export: %s; best for one sample: %s", made.path, made.best)
     return made
@@ -133,7 +149,9 @@ def _first_that_works(
     raise NotExportable("; ".join(reasons.values()))
 
 
-def _metric(module: nn.Module, call: Call, loader: Any, metric: str | Metric | None) -> tuple[Metric | None, Quantity]:
+def _metric(
+    module: nn.Module, source: Source, loader: Any, metric: str | Metric | None
+) -> tuple[Metric | None, Quantity]:
     """A function that measures a callable, and the row it is shown in."""
     if callable(metric):
         label = getattr(metric, "__name__", "metric")
@@ -146,26 +164,38 @@ def _metric(module: nn.Module, call: Call, loader: Any, metric: str | Metric | N
         raise ValueError(
             f"loader= needs a LightningModule and this is {type(module).__name__}; pass a function as metric."
         )
-    measured = _ValidationMetric(module, call.method, loader, metric)
+    measured = _ValidationMetric(module, source, loader, metric)
     return measured, dataclasses.replace(quality_of(measured.name, None), key=METRIC.key, label=f"{measured.name}")
 
 
 class _ValidationMetric:
     """What the module's own ``validation_step`` logs while its entry point is an artefact."""
 
-    def __init__(self, module: nn.Module, method: str, loader: Any, name: str | None) -> None:
-        self.module, self.method, self.loader = module, method, loader
+    def __init__(self, module: nn.Module, source: Source, loader: Any, name: str | None) -> None:
+        self.module, self.method, self.loader = module, source.call.method, loader
+        self.calls = 0
         # Of a copy in evaluation mode: the batch norms of a module that is in training would take the batches for training.
-        logged = self._validate(getattr(frozen_copy(module), method))
+        # The copy goes through the same flat tensors as artefacts do: what they cannot hold shows before any is built.
+        logged = self._validate(under_signature(eager(source), source))
         self.name = name or pick_metric(logged)
         if self.name not in logged:
             raise ValueError(f"metric={self.name!r} is not logged in validation; logged are {sorted(logged)}.")
+
+    @property
+    def unmeasured(self) -> str | None:
+        """Why the metric says nothing of an artefact; None where validation calls it."""
+        if self.calls:
+            return None
+        return (
+            f"validation_step does not call {self.method}(), so no artefact would run; export(..., method=...) the method "
+            "that it calls, or call self(...) there"
+        )
 
     def __call__(self, run: Callable[..., Any]) -> float:
         assert self.name is not None
         return float(self._validate(run)[self.name])
 
-    def _validate(self, run: Callable[..., Any]) -> Mapping[str, float]:
+    def _validate(self, run: Callable[..., Any]) -> dict[str, float]:
         trainer = namespace_of(self.module).Trainer(
             accelerator="cpu",
             devices=1,
@@ -174,6 +204,11 @@ class _ValidationMetric:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        clone = copy_with(self.module, self.method, run)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return run(*args, **kwargs)
+
+        clone = copy_with(self.module, self.method, counted)
         logged = trainer.validate(clone, dataloaders=self.loader, verbose=False)
-        return {name: value for one in logged for name, value in one.items()}  # one mapping for each loader
+        return {name: value for one in logged for name, value in one.items()}

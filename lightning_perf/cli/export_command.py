@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,5 +122,14 @@ def run(args: Sequence[str]) -> int:
         parser.error(str(error))
     assert made.report is not None
     show(made.report, json=known.json, html=known.html)
+    return tell_best(made)
+
+
+def tell_best(made: Artifact) -> int:
+    """Print which variant to use; the exit status is 1 where none passed."""
+    if made.best is None:
+        reasons = [f"{name}: {entry['reason']}" for name, entry in made.manifest["variants"].items()]
+        print(f"{made.path}: no variant passed its checks ({'; '.join(reasons)})", file=sys.stderr)
+        return 1
     print(f"{made.path}: the fastest that passed for one sample is {made.best}")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_perf.autopilot.export import export
 from lightning_perf.autopilot.quantize import keep_within, quantize
-from lightning_perf.cli.export_command import restored
+from lightning_perf.cli.export_command import restored, tell_best
 from lightning_perf.cli.outputs import show
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.pipeline import choose_runtimes
@@ -87,5 +87,4 @@ def run(args: Sequence[str]) -> int:
         parser.error(str(error))
     assert made.report is not None
     show(made.report, json=None, html=None)
-    print(f"{made.path}: the fastest that passed for one sample is {made.best}")
-    return 0
+    return tell_best(made)

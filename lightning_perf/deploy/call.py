@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -72,6 +72,13 @@ class Call:
             gather(spec, bound[name], found, name)
         return found
 
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors have the example's sizes, but for the batch: a graph of the call takes no others."""
+        return all(
+            tensor.ndim == own.ndim and tensor.shape[has:] == own.shape[has:]
+            for tensor, own, has in zip(tensors, self.tensors, self.batched, strict=True)
+        )
+
     def describe(self) -> dict[str, Any]:
         """The signature as the manifest keeps it."""
         return {
@@ -130,6 +137,38 @@ def take_apart(value: Any, leaves: list[Tensor], where: str) -> Any:
         f"{where} is a {type(value).__name__}; tensors, lists, tuples, dicts and plain constants can be exported. Write a "
         "method that takes and returns those, and export it with method='its_name'."
     )
+
+
+class Attributes(dict[str, Any]):
+    """A dictionary whose entries are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the output has no {name!r}, only {sorted(self)}.") from None
+
+
+def in_form_of(example: Any, value: Any) -> Any:
+    """``value``, plain data of the same structure, in the classes of ``example``: named tuples, mappings with attributes.
+
+    Example::
+
+        >>> from collections import namedtuple
+        >>> in_form_of(namedtuple("Out", "loss logits")(1, [2]), (3, [4]))
+        Out(loss=3, logits=[4])
+    """
+    if isinstance(example, Mapping):
+        items = {key: in_form_of(example[key], item) for key, item in value.items()}
+        if type(example) is dict:
+            return items
+        return type(example)(**items) if is_dataclass(example) else Attributes(items)
+    if isinstance(example, list | tuple):
+        parts = [in_form_of(one, item) for one, item in zip(example, value, strict=True)]
+        if isinstance(example, list):
+            return parts
+        return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
+    return value
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
