@@ -24,7 +24,7 @@ def latencies(folder: Path, rounds: int = ROUNDS) -> dict[str, float]:
     runs: dict[str, Callable[[Sequence[Tensor]], Any]] = {}
     tensors: list[Tensor] = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        loaded = load_artifact(path, threads=1)
+        loaded: Any = load_artifact(path, threads=1)  # called as the module it was exported from
         call = dataclasses.replace(call_of(loaded.manifest), method="forward")
         tensors = [torch.zeros_like(tensor) for tensor in call.tensors]
         runs[path.stem] = lambda given, call=call, loaded=loaded: call.make(loaded, given)

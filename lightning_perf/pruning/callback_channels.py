@@ -166,8 +166,9 @@ class ChannelPruning(PerfCallback):
         if self._done < self.steps and epochs not in (None, -1) and first + self.steps > epochs:
             if not trainer.fast_dev_run:
                 raise ValueError(
-                    f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the run "
-                    f"or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train longer."
+                    f"at={self.at:g} with steps={self.steps} needs {self.steps} epochs that begin at {self.at:.0%} of the "
+                    f"run or later, and of max_epochs={epochs} there are {max(0, epochs - first)}; cut earlier, or train "
+                    "longer."
                 )
             cuts = "nothing" if self.at else "only the first of them"
             self.say(
