@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lightning_perf import measuring
 from lightning_perf.autopilot.stopwatch import Stopwatch, better
-from lightning_perf.host import is_a, seed_everything
+from lightning_perf.host import is_a, preserved_rng, seed_everything
 from lightning_perf.profiling.profile_report import comparison_section
 from lightning_perf.report import (
     FINAL_ACCURACY,
@@ -28,6 +31,7 @@ Factory: TypeAlias = Callable[[], tuple[Any, ...]]
 Runner: TypeAlias = Callable[[str, int, int], Run]
 
 _log = logging.getLogger(__name__)
+_SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
 class BadFactory(ValueError):
@@ -61,7 +65,8 @@ def compare(
         title: heading of the report.
 
     Raises:
-        ValueError: fewer than two variants, ``pairs < 1``, an unknown mode, a factory that returns something else.
+        ValueError: fewer than two variants, ``pairs < 1``, an unknown mode, a factory that returns something else, or
+            a Trainer or module that it has returned before.
         RuntimeError: every run of the baseline failed.
 
     Example::
@@ -78,16 +83,20 @@ def compare(
         'plain'
     """
     _check(variants, pairs, mode)
+    first_time = FirstTime()
 
     def run(variant: str, run_seed: int, position: int) -> Run:
         seed_everything(run_seed)
         trainer, module, data = fresh(variants[variant], f"variant {variant!r}")
+        first_time.check(f"variant {variant!r}", trainer, module)
         stopwatch = Stopwatch(metric or monitored_metric(trainer), mode, target)
         trainer.callbacks.insert(0, stopwatch)
         fit(trainer, module, data)
         return stopwatch.run(variant, run_seed, position)
 
-    report = measure(list(variants), run, pairs=pairs, seed=seed, title=title, metric=metric, mode=mode, target=target)
+    ways: dict[str, Any] = {"metric": metric, "mode": mode, "target": target}
+    with preserved_rng(), seeding_put_back():
+        report = measure(list(variants), run, pairs=pairs, seed=seed, title=title, **ways)
     note = "All runs shared one process: peak memory depends on what ran before."
     return dataclasses.replace(report, notes=(*report.notes, note))
 
@@ -161,6 +170,37 @@ def fresh(factory: Factory, what: str) -> tuple[Any, Any, Any]:
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not is_a(made[0], "Trainer"):
         raise BadFactory(f"{what} returned {made!r:.200}; it must return (trainer, module) or (trainer, module, data).")
     return made[0], made[1], made[2] if len(made) == 3 else None
+
+
+class FirstTime:
+    """Refuses Trainers and modules that a function has returned before: they are trained already."""
+
+    def __init__(self) -> None:
+        self._seen: list[weakref.ref[Any]] = []
+
+    def check(self, what: str, *made: Any) -> None:
+        """Look at what ``what`` has returned, and remember it.
+
+        Raises:
+            BadFactory: one of them was here before.
+        """
+        self._seen = [known for known in self._seen if known() is not None]
+        if any(known() is one for known in self._seen for one in made):
+            raise BadFactory(f"{what} returned what has been trained already; build Trainer and module inside it.")
+        self._seen += [weakref.ref(one) for one in made]
+
+
+@contextlib.contextmanager
+def seeding_put_back() -> Iterator[None]:
+    """Lightning's seeding leaves its seed in the environment, where later processes and loaders find it."""
+    before = {name: os.environ.get(name) for name in _SEEDING}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def fit(trainer: Any, module: Any, data: Any) -> None:

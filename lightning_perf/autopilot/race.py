@@ -7,9 +7,7 @@ import dataclasses
 import gc
 import hashlib
 import logging
-import os
 import shlex
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from lightning_perf import measuring
 from lightning_perf._quiet import at_level
 from lightning_perf.autopilot import halving
 from lightning_perf.autopilot.candidates import BASELINE, OWN, Candidate, config_with, given_candidates, holds_paths
-from lightning_perf.autopilot.compare import BadFactory, Factory, fit, fresh, monitored_metric
+from lightning_perf.autopilot.compare import Factory, FirstTime, fit, fresh, monitored_metric, seeding_put_back
 from lightning_perf.autopilot.contest import Contest, Trial
 from lightning_perf.autopilot.halving import Pace
 from lightning_perf.autopilot.pacer import Pacer, make_way
@@ -35,7 +33,6 @@ from lightning_perf.optim.callback import OptimizerFactory
 from lightning_perf.report import Report, Run
 
 _TRAINERS = ("lightning.pytorch", "pytorch_lightning")
-_SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
 def race(
@@ -124,7 +121,7 @@ def race(
         trial = _in_process(config_or_factory, mode)  # type: ignore[arg-type]
     interrupted = False
     hushed = at_level(logging.WARNING, *_TRAINERS) if quiet else contextlib.nullcontext()
-    with _bar() as tell, measuring.watch_contention() as contention, _seeding_put_back(), hushed:
+    with _bar() as tell, measuring.watch_contention() as contention, seeding_put_back(), hushed:
         options = {"seeds": seeds, "seed": seed, "metric": metric, "mode": mode}
         contest = Contest(trial, files, asked, given, tell=tell, **options)  # pyright: ignore[reportArgumentType]
         try:
@@ -165,14 +162,12 @@ def _check(
 
 def _in_process(factory: Factory, mode: str | None) -> Trial:
     """Runs in this process, on what the user's function returns."""
-    seen: list[weakref.ref[Any]] = []
+    first_time = FirstTime()
 
     def run(candidate: Candidate, seed: int, position: int, pace: Pace, metric: str | None) -> Run:
         seed_everything(seed)
         trainer, module, data = fresh(factory, "the function")
-        if any(known() is one for known in seen for one in (trainer, module)):
-            raise BadFactory("the function returned what has been trained already; build Trainer and module inside it.")
-        seen[:] = [known for known in seen if known() is not None] + [weakref.ref(trainer), weakref.ref(module)]
+        first_time.check("the function", trainer, module)
         stopwatch, pacer = Stopwatch(metric or monitored_metric(trainer), mode), Pacer(pace)
         make_way(trainer)
         callback = candidate.factory()
@@ -243,19 +238,6 @@ def _where(config: str | Path | None, files: RaceFiles, overrides: Sequence[str]
         "Every run had its own process; peak memory is resident memory above its value when the fit was set up."
         f"{kept}{beside}"
     )
-
-
-@contextlib.contextmanager
-def _seeding_put_back() -> Iterator[None]:
-    """Lightning's seeding leaves its seed in the environment, where later processes and loaders find it."""
-    before = {name: os.environ.get(name) for name in _SEEDING}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -115,6 +116,27 @@ def test_the_user_s_checkpoint_says_which_direction_is_better(ns: ModuleType) ->
     loss = ns.callbacks.EarlyStopping(monitor="val_loss", mode="max")
     trainer = ns.Trainer(callbacks=[score, loss], logger=False, accelerator="cpu")
     assert [direction_of(trainer, name) for name in ("val_score", "val_loss", "val_mae")] == ["min", "max", "min"]
+
+
+def test_what_was_trained_before_is_refused_and_seeds_stay_the_users(
+    ns: ModuleType, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    module = make("plain", ns)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+
+    def again() -> tuple[Any, Any]:
+        return ns.Trainer(**quiet, max_steps=1), module
+
+    with pytest.raises(
+        ValueError, match="'a' returned what has been trained already; build Trainer and module"
+    ):
+        lp.compare({"a": again, "b": lambda: (ns.Trainer(**quiet, max_steps=1), make("plain", ns))}, pairs=2)
+    assert torch.equal(torch.rand(2), expected)
+    assert (os.environ["PL_GLOBAL_SEED"], "PL_SEED_WORKERS" in os.environ) == ("7", False)
 
 
 def test_names_of_metrics() -> None:
