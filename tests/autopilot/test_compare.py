@@ -131,9 +131,7 @@ def test_what_was_trained_before_is_refused_and_seeds_stay_the_users(
     def again() -> tuple[Any, Any]:
         return ns.Trainer(**quiet, max_steps=1), module
 
-    with pytest.raises(
-        ValueError, match="'a' returned what has been trained already; build Trainer and module"
-    ):
+    with pytest.raises(ValueError, match="'a' returned what has been trained already; build Trainer and module"):
         lp.compare({"a": again, "b": lambda: (ns.Trainer(**quiet, max_steps=1), make("plain", ns))}, pairs=2)
     assert torch.equal(torch.rand(2), expected)
     assert (os.environ["PL_GLOBAL_SEED"], "PL_SEED_WORKERS" in os.environ) == ("7", False)

@@ -32,7 +32,9 @@ def source() -> Any:
 def run(model: Any, x: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as in serve.py: bytes do not overflow without VNNI
+    options.add_session_config_entry(
+        "session.x64quantprecision", "1"
+    )  # as in serve.py: bytes do not overflow without VNNI
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
 
