@@ -22,9 +22,9 @@ from pathlib import Path
 from benchmarks.goals import RESULTS
 from benchmarks.recipe_latency import SUFFIX, latencies
 from lightning_perf.autopilot.compare import measure, quality_of
+from lightning_perf.autopilot.direction import better
 from lightning_perf.autopilot.halving import seconds_to
 from lightning_perf.autopilot.processes import run_in_process
-from lightning_perf.autopilot.stopwatch import better
 from lightning_perf.report import PEAK_MEMORY, SAMPLES_PER_SECOND, SECONDS_TO_TARGET, Quantity, Report, Run, json_text
 from lightning_perf.report.rows import comparison_text, facts
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lightning_perf import measuring
-from lightning_perf.autopilot.stopwatch import Stopwatch, better
+from lightning_perf.autopilot.direction import better, check_mode, direction_of, monitored_modes
+from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.host import is_a, preserved_rng, seed_everything
 from lightning_perf.profiling.profile_report import comparison_section
 from lightning_perf.report import (
@@ -60,7 +61,8 @@ def compare(
         target: also report the seconds until the metric reached this value.
         metric: name that the module logs in validation; by default the one that a checkpoint or early stopping monitors,
             else ``val_acc``, ``val_loss`` or the first that starts with ``val``.
-        mode: ``max`` or ``min``; by default told from the metric's name.
+        mode: ``max`` or ``min``; by default what the checkpoint, early stopping or ``ReduceLROnPlateau`` that monitors the
+            metric says (in the first variant that has one), else told from the metric's name.
         seed: the first pair's seed.
         title: heading of the report.
 
@@ -89,7 +91,7 @@ def compare(
         seed_everything(run_seed)
         trainer, module, data = fresh(variants[variant], f"variant {variant!r}")
         first_time.check(f"variant {variant!r}", trainer, module)
-        stopwatch = Stopwatch(metric or monitored_metric(trainer), mode, target)
+        stopwatch = stopwatch_for(trainer, metric, mode, target)
         trainer.callbacks.insert(0, stopwatch)
         fit(trainer, module, data)
         return stopwatch.run(variant, run_seed, position)
@@ -139,15 +141,17 @@ def measure(
     quantities = [SAMPLES_PER_SECOND, TRAIN_SECONDS]
     if target is not None:
         quantities.append(dataclasses.replace(SECONDS_TO_TARGET, label=f"time to {found or 'target'} {target:g}"))
-    quantities += [quality_of(found, mode), PEAK_MEMORY]
+    in_order = sorted(runs, key=lambda one: names.index(one.variant))
+    monitored = next((one.monitored for one in in_order if found in one.monitored), None)
+    direction = direction_of(found, mode, monitored)
+    quantities += [quality_of(found, direction.mode), PEAK_MEMORY]
     baseline = [one.value("samples_per_second") for one in runs if one.variant == names[0]]
     speeds = [value for value in baseline if value is not None]
     phases = comparison_section(
         {name: [run.phases for run in runs if run.variant == name and run.phases] for name in names}
     )
     notes = [contention.result.sentence()]
-    if metric is None:
-        notes.append(f"Metric: {found}, found by its name." if found else "No metric was named or found.")
+    notes.append("No metric was named or found." if found is None else f"Metric: {found}; {direction}.")
     return Report(
         title=title,
         baseline=names[0],
@@ -209,6 +213,11 @@ def fit(trainer: Any, module: Any, data: Any) -> None:
     trainer.fit(module, **({} if data is None else {keyword: data}))
 
 
+def stopwatch_for(trainer: Any, metric: str | None, mode: str | None, target: float | None = None) -> Stopwatch:
+    """A stopwatch for what the Trainer monitors, which is asked now: a race takes those callbacks out."""
+    return Stopwatch(metric or monitored_metric(trainer), mode, target, monitored=monitored_modes(trainer))
+
+
 def monitored_metric(trainer: Any) -> str | None:
     """The metric that the first checkpoint or early stopping of ``trainer`` monitors."""
     for callback in trainer.callbacks:
@@ -216,14 +225,6 @@ def monitored_metric(trainer: Any) -> str | None:
         if isinstance(name, str):
             return name
     return None
-
-
-def direction_of(trainer: Any, metric: str) -> str:
-    """``min`` or ``max``: as the user's checkpoint or early stopping that monitors it says, else told from the name."""
-    for callback in trainer.callbacks:
-        if getattr(callback, "monitor", None) == metric and getattr(callback, "mode", None) in ("min", "max"):
-            return callback.mode
-    return better(metric)
 
 
 def _metric_of(runs: list[Run]) -> str | None:
@@ -243,8 +244,7 @@ def _check(variants: Mapping[str, Any], pairs: int, mode: str | None) -> None:
         raise ValueError(f"variants={list(variants)} has nothing to compare; give a baseline and at least one other.")
     if pairs < 1:
         raise ValueError(f"pairs={pairs} runs nothing; give at least 1, or 3 for an interval.")
-    if mode not in (None, "min", "max"):
-        raise ValueError(f"mode={mode!r} is unknown; it is 'max', 'min' or None (told from the metric's name).")
+    check_mode(mode)
 
 
 def check_outputs(*paths: str | Path | None) -> None:

@@ -15,9 +15,9 @@ from lightning_perf import measuring
 from lightning_perf.autopilot import halving
 from lightning_perf.autopilot.candidates import OWN, Candidate, default_candidates
 from lightning_perf.autopilot.compare import BadFactory
+from lightning_perf.autopilot.direction import direction_of
 from lightning_perf.autopilot.halving import Budget, Cost, Pace
 from lightning_perf.autopilot.race_files import RaceFiles
-from lightning_perf.autopilot.stopwatch import better
 from lightning_perf.report import Run
 
 _PROBE = "probe"
@@ -53,7 +53,7 @@ class Contest:
         seeds: runs of each finalist.
         seed: the first of them, and the seed of every earlier run.
         metric: the metric's name; None takes the one that the probe finds.
-        mode: ``max`` or ``min``; None tells it from the name.
+        mode: ``max`` or ``min``; None takes what monitors the metric in the probe, else tells it from the name.
         tell: called before each run with the number of runs done, the number in all, and what comes.
         clock: seconds; injected by tests.
     """
@@ -74,8 +74,8 @@ class Contest:
     ) -> None:
         self._trial, self._files, self._tell, self._clock = trial, files, tell, clock
         self.budget, self._given, self.seeds, self.seed = budget, given, seeds, seed
-        self.metric, self.mode = metric, mode or better(metric)
-        self._mode = mode
+        self.metric, self._mode = metric, mode
+        self.direction = direction_of(metric, mode)
         self.probe: Run | None = None
         self.candidates: list[Candidate] = []
         self.left_out: list[Candidate] = []
@@ -107,6 +107,11 @@ class Contest:
         self.over = True
 
     @property
+    def mode(self) -> str:
+        """``max`` or ``min``."""
+        return self.direction.mode
+
+    @property
     def is_final(self) -> bool:
         """Whether the last rung has begun."""
         return bool(self.sizes) and len(self.rungs) == len(self.sizes)
@@ -120,7 +125,7 @@ class Contest:
             raise RuntimeError(f"the {OWN.name} failed within {steps} steps: {run.error}")
         if self.metric is None:
             self.metric = next((name for name in run.curves if name != "loss"), None)
-            self.mode = self._mode or better(self.metric)
+        self.direction = direction_of(self.metric, self._mode, run.monitored)
         if self.metric is None or not run.curves.get(self.metric):
             why = run.missing.get("final_metric", "no validation ran")
             raise ValueError(f"metric={self.metric!r} cannot be raced for: {why}; name a metric that validation logs.")

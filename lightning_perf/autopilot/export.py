@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from lightning_perf.autopilot.compare import quality_of
+from lightning_perf.autopilot.direction import Direction, Mode, check_mode, direction_of, modes_of_own_trainer
 from lightning_perf.autopilot.export_source import copy_with, source_of, write_child
-from lightning_perf.autopilot.stopwatch import better, pick_metric
+from lightning_perf.autopilot.stopwatch import pick_metric
 from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.call import describe_call
@@ -38,6 +39,7 @@ def export(
     method: str = "forward",
     loader: Any = None,
     metric: str | Metric | None = None,
+    mode: Mode | None = None,
     max_drop: float | None = None,
     calibration_batches: int = 8,
     batches: Sequence[int] = (1, 32),
@@ -63,6 +65,8 @@ def export(
         loader: validation batches, to measure the metric through every variant.
         metric: with ``loader``: the name that ``validation_step`` logs (default ``val_acc``, ``val_loss``, ...). Without:
             a function that gets a callable of the module's signature and returns a number.
+        mode: ``max`` or ``min``: which direction of the metric is better; by default what monitors it in the Trainer that
+            the module was last given to says, else told from its name. The report says which it was.
         max_drop: a variant whose metric is worse by more than this does not pass.
         calibration_batches: batches that are read when a loader is given.
         batches: batch sizes to time.
@@ -70,8 +74,8 @@ def export(
         tolerance: accepted relative error of outputs by precision; default 0.001, 0.05 and 0.1.
 
     Raises:
-        ValueError: an unknown name, inputs that fit no call, a path that is taken, NaN in weights or ranges, ``max_drop``
-            without a metric or with a ``validation_step`` that does not call ``method``.
+        ValueError: an unknown name or mode, inputs that fit no call, a path that is taken, NaN in weights or ranges,
+            ``mode`` without a metric, ``max_drop`` without one or with a ``validation_step`` that does not call ``method``.
         ImportError: a runtime that was asked for by name is missing.
         NotExportable: no runtime can take the module.
 
@@ -90,6 +94,9 @@ def export(
             f"max_drop={max_drop!r} needs a metric; pass loader=, the validation batches that it is measured on, or a "
             "function as metric, or leave max_drop out."
         )
+    check_mode(mode)
+    if mode is not None and loader is None and not callable(metric):
+        raise ValueError(f"mode={mode!r} is of a metric and there is none; pass loader= or a function as metric.")
     names, _ = choose_runtimes(runtimes)
     wanted = check_precisions(precisions)
     check_target(Path(path))
@@ -99,7 +106,7 @@ def export(
     calibration = [call.leaves(*arguments_of(module, batch, method)[0]) for batch in given]
     calibration = [[tensor.detach().cpu() for tensor in tensors] for tensors in calibration if call.fits(tensors)]
     source, words, missing = source_of(module, call, calibration, wanted)
-    measured, row = _metric(module, source, loader, metric)
+    measured, row, direction = _metric(module, source, loader, metric, mode)
     unmeasured = measured.unmeasured if isinstance(measured, _ValidationMetric) else None
     if unmeasured and max_drop is not None:
         raise ValueError(f"max_drop={max_drop!r} needs a metric that runs the artefact: {unmeasured}.")
@@ -127,6 +134,8 @@ def export(
         )
     if unmeasured:
         notes.append(f"{row.label} is not measured: {unmeasured}.")
+    elif direction is not None:
+        notes.append(f"Metric: {row.label}; {direction}.")
     made = _first_that_works(write, runtimes, left_out, notes)
     _log.info("export: %s; best for one sample: %s", made.path, made.best)
     return made
@@ -150,22 +159,25 @@ def _first_that_works(
 
 
 def _metric(
-    module: nn.Module, source: Source, loader: Any, metric: str | Metric | None
-) -> tuple[Metric | None, Quantity]:
-    """A function that measures a callable, and the row it is shown in."""
+    module: nn.Module, source: Source, loader: Any, metric: str | Metric | None, mode: Mode | None
+) -> tuple[Metric | None, Quantity, Direction | None]:
+    """A function that measures a callable, the row it is shown in, and which direction of it is better."""
     if callable(metric):
         label = getattr(metric, "__name__", "metric")
-        return metric, dataclasses.replace(METRIC, label=label, better="lower" if better(label) == "min" else "higher")
+        direction = direction_of(label, mode)
+        return metric, dataclasses.replace(METRIC, label=label, better=direction.better), direction
     if loader is None:
         if metric is not None:
             raise ValueError(f"metric={metric!r} needs the validation batches that it is measured on; pass loader=.")
-        return None, METRIC
+        return None, METRIC, None
     if not is_a(module, "LightningModule"):
         raise ValueError(
             f"loader= needs a LightningModule and this is {type(module).__name__}; pass a function as metric."
         )
     measured = _ValidationMetric(module, source, loader, metric)
-    return measured, dataclasses.replace(quality_of(measured.name, None), key=METRIC.key, label=f"{measured.name}")
+    direction = direction_of(measured.name, mode, modes_of_own_trainer(module))
+    quality = quality_of(measured.name, direction.mode)
+    return measured, dataclasses.replace(quality, key=METRIC.key, label=f"{measured.name}"), direction
 
 
 class _ValidationMetric:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from lightning_perf.autopilot.compare import direction_of, monitored_metric
+from lightning_perf.autopilot.compare import monitored_metric
+from lightning_perf.autopilot.direction import (
+    Direction,
+    Mode,
+    check_mode,
+    direction_of,
+    modes_of_own_trainer,
+    monitored_modes,
+    own_trainer,
+)
 from lightning_perf.autopilot.sensitivity import budget_of, grouped, keep_fewest
 from lightning_perf.autopilot.stopwatch import pick_metric
 from lightning_perf.host import is_a, namespace_of
@@ -31,6 +42,7 @@ def quantize(
     ignore: Sequence[str] = (),
     trainer: Any = None,
     max_drop: float | str | None = None,
+    mode: Mode | None = None,
 ) -> M:
     """Quantize a trained module without training: the preparation of :class:`QuantizationAwareTraining`, calibrated.
 
@@ -51,14 +63,16 @@ def quantize(
         trainer: whose ``validate`` runs; default: a quiet one on one device.
         max_drop: largest drop of the metric, in its own units (``0.002``) or as a percentage of its value in float
             (``"0.5%"``).
+        mode: ``max`` or ``min``: which direction of the metric is better; by default what monitors it in ``trainer``, or in
+            the Trainer that fitted the module, says, else told from its name. A line says which it was.
 
     With a Trainer on several ranks, every rank calls this; ranges are those of all ranks together and the same on each, and
     so is what stays in float.
 
     Raises:
-        ValueError: an unknown scheme, a pattern that matches no layer, no layer to quantize, calibration that reaches no
-            layer or meets values that are not finite, ``max_drop`` without a metric, or a strategy that validates in
-            processes of its own. The module is then as it was.
+        ValueError: an unknown scheme or mode, a pattern that matches no layer, no layer to quantize, calibration that
+            reaches no layer or meets values that are not finite, ``max_drop`` without a metric, ``mode`` without it, or a
+            strategy that validates in processes of its own. The module is then as it was.
 
     Example::
 
@@ -68,10 +82,15 @@ def quantize(
         >>> lp.quantize(net, [torch.randn(16, 4)]) is net
         True
     """
+    check_mode(mode)
+    if mode is not None and max_drop is None:
+        raise ValueError(f"mode={mode!r} is of the metric that max_drop limits; pass max_drop, or leave mode out.")
     prepared_before, before = preparation(module) is not None, state_of(module)
     shared = prepare(module, scheme, ignore=ignore)
     try:
-        _quantize(module, shared, loader, trainer, max_drop)
+        direction = _direction(module, trainer, mode)
+        with _validated_by(module, trainer) as runs:
+            _quantize(module, shared, loader, runs, max_drop, direction)
     except BaseException:
         if prepared_before:
             load_state(module, before)
@@ -81,7 +100,9 @@ def quantize(
     return module
 
 
-def keep_within(module: nn.Module, loader: Any, max_drop: float | str, trainer: Any = None) -> None:
+def keep_within(
+    module: nn.Module, loader: Any, max_drop: float | str, trainer: Any = None, *, mode: Mode | None = None
+) -> None:
     """Keep in float what it takes for the metric to stay within ``max_drop``, with the ranges that the module has.
 
     Raises:
@@ -90,16 +111,43 @@ def keep_within(module: nn.Module, loader: Any, max_drop: float | str, trainer: 
     shared = preparation(module)
     assert shared is not None
     _check_metric(module, max_drop)
-    trainer, callback = trainer or _quiet_trainer(module), Quantize(module)
-    shared.quantizing = False
+    callback, direction = Quantize(module), _direction(module, trainer, mode)
+    with _validated_by(module, trainer) as runs:
+        shared.quantizing = False
+        try:
+            in_float = _validate(module, loader, runs, callback)
+        finally:
+            shared.quantizing = True
+        _meet(module, loader, runs, callback, in_float, max_drop, direction)
+
+
+def _direction(module: nn.Module, trainer: Any, mode: Mode | None) -> Callable[[str], Direction]:
+    """Tells the direction of a metric; asked before a validation attaches the module to another Trainer."""
+    given = {} if trainer is None else monitored_modes(trainer)
+    return partial(direction_of, mode=mode, monitored={**modes_of_own_trainer(module), **given})
+
+
+@contextlib.contextmanager
+def _validated_by(module: nn.Module, trainer: Any) -> Iterator[Any]:
+    """``trainer``; without one a quiet one, after which the module is attached to its own again."""
+    if trainer is not None or not _validates(module):
+        yield trainer
+        return
+    own = own_trainer(module)
     try:
-        in_float = _validate(module, loader, trainer, callback)
+        yield _quiet_trainer(module)
     finally:
-        shared.quantizing = True
-    _meet(module, loader, trainer, callback, in_float, max_drop)
+        module.trainer = own
 
 
-def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any, max_drop: float | str | None) -> None:
+def _quantize(
+    module: nn.Module,
+    shared: Preparation,
+    loader: Any,
+    trainer: Any,
+    max_drop: float | str | None,
+    direction: Callable[[str], Direction],
+) -> None:
     if max_drop is not None:
         _check_metric(module, max_drop)
     for _, _, layer in records(module):
@@ -115,11 +163,10 @@ def _quantize(module: nn.Module, shared: Preparation, loader: Any, trainer: Any,
         with calibrating(module):
             forward_all(module, loader)
     else:
-        trainer = trainer or _quiet_trainer(module)
         with calibrating(module, lambda: _gather(trainer)):
             in_float = _validate(module, loader, trainer, callback)
         if max_drop is not None:
-            _meet(module, loader, trainer, callback, in_float, max_drop)
+            _meet(module, loader, trainer, callback, in_float, max_drop, direction)
     for line in lines(entries(module)):
         callback.say(line)
 
@@ -141,10 +188,12 @@ def _meet(
     callback: Quantize,
     in_float: dict[str, float],
     max_drop: float | str,
+    direction: Callable[[str], Direction],
 ) -> None:
     """Keep in float what it takes for the metric to stay within its budget; on all ranks the same."""
     metric = _metric(trainer, in_float, max_drop)
-    reference, sign = _mean(in_float[metric], trainer), 1.0 if direction_of(trainer, metric) == "max" else -1.0
+    towards = direction(metric)
+    reference, sign = _mean(in_float[metric], trainer), 1.0 if towards.mode == "max" else -1.0
     if not math.isfinite(reference):
         raise ValueError(
             f"max_drop={max_drop!r}: {metric} is {reference} in float, so that no drop of it can be measured; look at the "
@@ -171,7 +220,8 @@ def _meet(
     shared.sensitivity = {f"{metric}: drop": dict(found.alone)} if found.alone else {}
     kept = f"with {', '.join(found.kept)} in float" if found.kept else "with all of them quantized"
     callback.say(
-        f"{metric} {reference:.6g} in float, drop {found.drop:.3g} {kept} (max_drop={max_drop}, {budget:.3g})."
+        f"{metric} {reference:.6g} in float, drop {found.drop:.3g} {kept} (max_drop={max_drop}, {budget:.3g}; "
+        f"{towards})."
     )
 
 

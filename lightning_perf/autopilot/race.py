@@ -19,14 +19,14 @@ from lightning_perf import measuring
 from lightning_perf._quiet import at_level
 from lightning_perf.autopilot import halving
 from lightning_perf.autopilot.candidates import BASELINE, OWN, Candidate, config_with, given_candidates, holds_paths
-from lightning_perf.autopilot.compare import Factory, FirstTime, fit, fresh, monitored_metric, seeding_put_back
+from lightning_perf.autopilot.compare import Factory, FirstTime, fit, fresh, seeding_put_back, stopwatch_for
 from lightning_perf.autopilot.contest import Contest, Trial
+from lightning_perf.autopilot.direction import check_mode
 from lightning_perf.autopilot.halving import Pace
 from lightning_perf.autopilot.pacer import Pacer, make_way
 from lightning_perf.autopilot.processes import run_in_process
 from lightning_perf.autopilot.race_files import RaceFiles
 from lightning_perf.autopilot.race_report import race_report, winner
-from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.host import preserved_rng, seed_everything
 from lightning_perf.host.run_length import interruptible
 from lightning_perf.optim.callback import OptimizerFactory
@@ -69,7 +69,8 @@ def race(
         budget: time for the whole race, such as ``"10m"`` or a number of seconds, which decides how many of the default
             candidates start; or the length of a finalist, such as ``"500 steps"``.
         metric: name that the module logs in validation; by default found as :func:`compare` finds it.
-        mode: ``max`` or ``min``; by default told from the metric's name.
+        mode: ``max`` or ``min``; by default what the config's or function's own checkpoint, early stopping or
+            ``ReduceLROnPlateau`` for the metric says, else told from its name.
         seeds: runs of each finalist; an interval needs at least 3.
         target: value of the metric for the time to it; by default the worst that the module's own optimizer ends with.
         seed: the first seed.
@@ -141,8 +142,7 @@ def _check(
 ) -> None:
     if seeds < 1:
         raise ValueError(f"seeds={seeds} runs no finalist; give at least 1, or 3 for an interval.")
-    if mode not in (None, "min", "max"):
-        raise ValueError(f"mode={mode!r} is unknown; it is 'max', 'min' or None (told from the metric's name).")
+    check_mode(mode)
     if config is None:
         if overrides:
             raise ValueError(f"overrides={list(overrides)} are for a config; a function sets its own Trainer.")
@@ -168,7 +168,7 @@ def _in_process(factory: Factory, mode: str | None) -> Trial:
         seed_everything(seed)
         trainer, module, data = fresh(factory, "the function")
         first_time.check("the function", trainer, module)
-        stopwatch, pacer = Stopwatch(metric or monitored_metric(trainer), mode), Pacer(pace)
+        stopwatch, pacer = stopwatch_for(trainer, metric, mode), Pacer(pace)
         make_way(trainer)
         callback = candidate.factory()
         if callback is not None:

@@ -181,7 +181,7 @@ def _with_time_to(run: Run, metric: str | None, target: float | None, mode: str)
 def _how(contest: Contest, rung: Rung | None, target: float | None, goal: float | None) -> list[str]:
     """What a reader must know about this race."""
     assert contest.probe is not None
-    found = []
+    found = [f"Metric: {contest.metric}; {contest.direction}."]
     if target is None and goal is not None:
         found.append(f"The target {goal:.4g} is the worst that {BASELINE} ended with over its seeds.")
     if rung is not None and BASELINE in rung.plan:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any
 
 import torch
 
 from lightning_perf import measuring
+from lightning_perf.autopilot.direction import Mode, direction_of, monitored_modes
 from lightning_perf.host import PerfCallback, batch_size_of
 from lightning_perf.report import Run
 
-_ERRORS = (
-    "loss error err mae mse rmse mape smape msle rmsle deviance residual regret hinge hamming brier ece crps latency"
-)
-_LANGUAGE = "perplexity ppl nll bits bpb bpc bpd wer cer mer ter eer"
-_DISTANCES = "distance divergence kl fid kid lpips"
-_LOWER_IS_BETTER = frozenset(f"{_ERRORS} {_LANGUAGE} {_DISTANCES}".split(" "))
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _MAX_LOSSES = 2_000
 _WARM_UP_BATCHES = 2
 
@@ -36,8 +29,10 @@ class Stopwatch(PerfCallback):
     Args:
         metric: name in ``trainer.callback_metrics`` read after every validation; ``None`` takes ``val_acc``, ``val_loss`` or
             the first that starts with ``val``, whatever the module logs.
-        mode: ``max`` or ``min``: which direction of the metric is better; ``None`` tells it from the name.
+        mode: ``max`` or ``min``: which direction of the metric is better; ``None`` takes what the Trainer's checkpoint,
+            early stopping or ``ReduceLROnPlateau`` for it says, else tells it from the name.
         target: seconds to this value of the metric are recorded.
+        monitored: what callbacks monitored that are no longer in the Trainer.
         clock: seconds; injected by tests.
     """
 
@@ -47,10 +42,12 @@ class Stopwatch(PerfCallback):
         mode: str | None = None,
         target: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        monitored: Mapping[str, Mode] | None = None,
     ) -> None:
         super().__init__(metric=metric, mode=mode, target=target)
         self._wanted, self._mode, self.target = metric, mode, target
         self._clock = clock
+        self._given: dict[str, Mode] = dict(monitored or {})
         self._reset()
 
     def _reset(self) -> None:
@@ -62,6 +59,7 @@ class Stopwatch(PerfCallback):
         self.seconds: float | None = None
         self.peak_memory: int | None = None
         self.missing_metric: str | None = None
+        self.monitored: dict[str, Mode] = self._given
         self._start = self._batch_start = math.nan
         self._rss: int | None = None
 
@@ -73,9 +71,10 @@ class Stopwatch(PerfCallback):
             self._rss = measuring.rss_bytes() if measuring.reset_peak_rss() else None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock and reset the peak of the device's memory."""
+        """Note what is monitored, start the clock and reset the peak of the device's memory."""
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+        self.monitored = {**monitored_modes(trainer), **self._given}
         self._start = self._clock()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -139,7 +138,7 @@ class Stopwatch(PerfCallback):
         """Seconds at which a validation first saw the target reached."""
         if self.target is None:
             return None
-        sign = 1 if (self._mode or better(self.metric)) == "max" else -1
+        sign = 1 if direction_of(self.metric, self._mode, self.monitored).mode == "max" else -1
         return next((at for at, value in self.metrics if sign * value >= sign * self.target), None)
 
     def run(self, variant: str, seed: int, position: int) -> Run:
@@ -174,19 +173,8 @@ class Stopwatch(PerfCallback):
             },
             samples={"batch_seconds": tuple(self.batch_seconds)},
             missing=missing,
+            monitored=self.monitored,
         )
-
-
-def better(metric: str | None) -> str:
-    """``min`` for losses, errors and distances, told from the words of the name; ``max`` for everything else.
-
-    Example::
-
-        >>> better("val_loss"), better("val/MeanSquaredError"), better("val_bits_per_byte"), better("val_acc")
-        ('min', 'min', 'min', 'max')
-    """
-    words = {word.lower() for word in _WORD.findall(metric or "")}
-    return "min" if words & _LOWER_IS_BETTER else "max"
 
 
 def pick_metric(logged: Iterable[str]) -> str | None:

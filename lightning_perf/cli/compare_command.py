@@ -33,7 +33,8 @@ def compare_configs(
         pairs: runs per config; an interval needs at least 3.
         target: also report the seconds until the metric reached this value.
         metric: name of the metric; see :func:`lightning_perf.compare`.
-        mode: ``max`` or ``min``; by default told from the metric's name.
+        mode: ``max`` or ``min``; by default what monitors the metric in the first config that has it, else told from its
+            name.
         seed: the first pair's seed; overrides ``seed_everything`` of the configs.
         overrides: further arguments for every run, such as ``--trainer.max_epochs=1``.
         title: heading of the report.

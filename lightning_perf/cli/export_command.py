@@ -95,6 +95,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help="among fp32, bf16, int8")
     parser.add_argument("--method", default="forward", help="the entry point to export")
     parser.add_argument("--metric", help="name that the module logs in validation")
+    parser.add_argument("--mode", choices=("max", "min"), help="which direction of the metric is better")
     parser.add_argument(
         "--max_drop", type=float, help="a variant whose metric is worse by more than this does not pass"
     )
@@ -115,6 +116,7 @@ def run(args: Sequence[str]) -> int:
             precisions=known.precisions,
             method=known.method,
             metric=known.metric,
+            mode=known.mode,
             max_drop=known.max_drop,
             rounds=known.rounds,
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_perf.autopilot.direction import Mode
 from lightning_perf.autopilot.export import export
 from lightning_perf.autopilot.quantize import keep_within, quantize
 from lightning_perf.cli.export_command import restored, tell_best
@@ -23,6 +24,7 @@ def quantize_config(
     *,
     ignore: Sequence[str] = (),
     max_drop: str | None = None,
+    mode: Mode | None = None,
     overrides: Sequence[str] = (),
     **options: Any,
 ) -> Artifact:
@@ -38,6 +40,7 @@ def quantize_config(
         path: the folder to write.
         ignore: layers to leave in float.
         max_drop: largest drop of the validation metric, such as ``0.5%`` or ``0.002``.
+        mode: ``max`` or ``min``: which direction of the metric is better.
         overrides: further arguments of ``fit``.
         options: as for :func:`lightning_perf.export`.
 
@@ -49,15 +52,15 @@ def quantize_config(
     module, _, validation = restored(config, ckpt_path, overrides)
     drop = float(max_drop) if max_drop is not None and not max_drop.endswith("%") else max_drop
     if not has_ranges(module):
-        quantize(module, validation, ignore=ignore, max_drop=drop)
+        quantize(module, validation, ignore=ignore, max_drop=drop, mode=None if drop is None else mode)
     elif ignore:
         raise ValueError(
             f"ignore={list(ignore)}: ckpt_path {str(ckpt_path)!r} holds trained ranges, and what stays in float was decided "
             "in training; set ignore of QuantizationAwareTraining in the config, or leave --ignore out."
         )
     elif drop is not None:
-        keep_within(module, validation, drop)
-    return export(module, validation, path, loader=validation, precisions=["fp32", "int8"], **options)
+        keep_within(module, validation, drop, mode=mode)
+    return export(module, validation, path, loader=validation, precisions=["fp32", "int8"], mode=mode, **options)
 
 
 def run(args: Sequence[str]) -> int:
@@ -67,6 +70,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--ckpt_path", help="a checkpoint of that config")
     parser.add_argument("--output", default="model.lpx", help="the folder to write (default model.lpx)")
     parser.add_argument("--max_drop", help="largest drop of the validation metric: 0.5%% of it, or 0.002")
+    parser.add_argument("--mode", choices=("max", "min"), help="which direction of the metric is better")
     parser.add_argument("--ignore", nargs="+", default=[], help="layers to leave in float, with * and ?")
     parser.add_argument("--runtimes", nargs="+", help="among onnxruntime, openvino, inductor (default: all installed)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the timing; 0 times nothing")
@@ -79,6 +83,7 @@ def run(args: Sequence[str]) -> int:
             known.output,
             ignore=known.ignore,
             max_drop=known.max_drop,
+            mode=known.mode,
             overrides=overrides,
             runtimes=known.runtimes or "auto",
             rounds=known.rounds,

@@ -8,10 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_perf.autopilot.compare import monitored_metric
+from lightning_perf.autopilot.compare import stopwatch_for
 from lightning_perf.autopilot.halving import Pace
 from lightning_perf.autopilot.pacer import Pacer, make_way
-from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
 from lightning_perf.profiling.callback import ThroughputProfiler
 
@@ -24,9 +23,7 @@ class MeasuredCLI(PerfCLI):
     def before_fit(self) -> None:
         """LightningCLI's hook: start measuring."""
         trainer: Any = self.trainer
-        self.stopwatch = Stopwatch(
-            self.job["metric"] or monitored_metric(trainer), self.job["mode"], self.job["target"]
-        )
+        self.stopwatch = stopwatch_for(trainer, self.job["metric"], self.job["mode"], self.job["target"])
         self.profiler = ThroughputProfiler(flops=False, roofline=False) if self.job.get("phases") else None
         self.pacer = Pacer(Pace(**self.job["pace"])) if self.job.get("pace") else None
         if self.pacer is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lightning_perf import hardware
 from lightning_perf.measuring import Interval, paired_difference, paired_ratio
@@ -29,6 +29,7 @@ class Run:
     ``position`` is its place in the order in which the runs took place. A quantity that is None, absent or not finite
     was not measured; ``missing`` says why, and so does ``error`` for a run that failed. Curves are ``(seconds, value)``.
     Runs of two variants with the same seed form a pair. ``phases`` are seconds per step, where a profiler was beside.
+    ``monitored`` are metrics that the Trainer's checkpoint, early stopping or scheduler watched: ``min`` or ``max`` by name.
 
     Example::
 
@@ -46,6 +47,7 @@ class Run:
     error: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
+    monitored: Mapping[str, Literal["min", "max"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         quantities = {key: None if value is None else float(value) for key, value in self.quantities.items()}
@@ -58,6 +60,7 @@ class Run:
             ("notes", tuple(self.notes)),
             ("missing", dict(self.missing)),
             ("phases", dict(self.phases)),
+            ("monitored", dict(self.monitored)),
         ):
             object.__setattr__(self, name, value)
 

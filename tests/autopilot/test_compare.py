@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import lightning_perf as lp
-from lightning_perf.autopilot.compare import direction_of, measure, monitored_metric
-from lightning_perf.autopilot.stopwatch import Stopwatch, better, pick_metric
+from lightning_perf.autopilot.compare import measure, monitored_metric
+from lightning_perf.autopilot.stopwatch import Stopwatch, pick_metric
 from lightning_perf.report import Run
 from tests.contract.modules import images, make
 
@@ -91,33 +91,6 @@ def test_loaders_without_batch_size(ns: ModuleType, quiet: dict[str, Any]) -> No
     assert "no validation ran" in run.missing["final_metric"]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("val_MeanSquaredError", "min"),
-        ("val/WordErrorRate", "min"),
-        ("val_nll", "min"),
-        ("val_FID", "min"),
-        ("val_bits_per_byte", "min"),
-        ("val_distance", "min"),
-        ("KLDivergence", "min"),
-        ("val_MulticlassAccuracy", "max"),
-        ("val_BLEUScore", "max"),
-        ("val_AUROC", "max"),
-        ("val_lossless_ratio", "max"),
-    ],
-)
-def test_directions_told_from_the_words_of_a_name(name: str, expected: str) -> None:
-    assert better(name) == expected
-
-
-def test_the_user_s_checkpoint_says_which_direction_is_better(ns: ModuleType) -> None:
-    score = ns.callbacks.ModelCheckpoint(monitor="val_score", mode="min")
-    loss = ns.callbacks.EarlyStopping(monitor="val_loss", mode="max")
-    trainer = ns.Trainer(callbacks=[score, loss], logger=False, accelerator="cpu")
-    assert [direction_of(trainer, name) for name in ("val_score", "val_loss", "val_mae")] == ["min", "max", "min"]
-
-
 def test_what_was_trained_before_is_refused_and_seeds_stay_the_users(
     ns: ModuleType, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,13 +111,6 @@ def test_what_was_trained_before_is_refused_and_seeds_stay_the_users(
 
 
 def test_names_of_metrics() -> None:
-    assert [better(name) for name in ("val_loss", "val/rmse", "val_acc", "val_f1", None)] == [
-        "min",
-        "min",
-        "max",
-        "max",
-        "max",
-    ]
     assert pick_metric(["train_loss", "val_loss", "val_acc"]) == "val_acc"
     assert pick_metric(["train_loss", "val_z", "val_b"]) == "val_b"
     assert pick_metric(["train_loss"]) is None

@@ -33,11 +33,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_quantize_exports_what_it_calibrated(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["quantize", "--config", CONFIG, "--output", "q.lpx", "--runtimes", "onnxruntime", "--rounds", "0"]
     with pytest.raises(SystemExit) as done:
-        main([*words, "--ignore", "net.stem.0", *QUIET, *data])
+        main([*words, "--mode", "max", "--ignore", "net.stem.0", *QUIET, *data])
     assert done.value.code == 0, capsys.readouterr().err
     manifest = json.loads(Path("q.lpx/manifest.json").read_text())
     assert manifest["variants"]["onnxruntime-int8"]["passed"], manifest["variants"]["onnxruntime-int8"]["reason"]
     assert any("left in float: net.stem.0, because it is ignored" in note for note in manifest["notes"])
+    assert "Metric: val_acc; higher is better, as mode says." in manifest["notes"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -49,11 +50,27 @@ def test_a_checkpoint_becomes_a_folder(data: list[str], capsys: pytest.CaptureFi
     torch.save({"state_dict": module.state_dict(), "pytorch-lightning_version": "2.5.0", "callbacks": {}}, "best.ckpt")
     words = ["export", "--config", CONFIG, "--ckpt_path", "best.ckpt", "--output", "m.lpx", "--runtimes", "onnxruntime"]
     with pytest.raises(SystemExit) as done:
-        main([*words, "--precisions", "fp32", "int8", "--rounds", "0", "--json", "r.json", *QUIET, *data])
+        main(
+            [
+                *words,
+                "--precisions",
+                "fp32",
+                "int8",
+                "--rounds",
+                "0",
+                "--mode",
+                "max",
+                "--json",
+                "r.json",
+                *QUIET,
+                *data,
+            ]
+        )
     assert done.value.code == 0
     assert "the fastest that passed for one sample is onnxruntime-" in capsys.readouterr().out
     manifest = json.loads(Path("m.lpx/manifest.json").read_text())
     assert set(manifest["variants"]) == {"onnxruntime-fp32", "onnxruntime-int8"}
+    assert "Metric: val_acc; higher is better, as mode says." in manifest["notes"]
     assert manifest["metric"] == pytest.approx(manifest["variants"]["onnxruntime-fp32"]["metric"])
     assert Path("r.json").is_file()
     x = torch.randn(3, 1, 28, 28)
