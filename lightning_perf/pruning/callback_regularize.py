@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_perf.host import MisconfigurationException, OptimizerSetup, at_optimizer_door
+from lightning_perf.host.step_closure import HookResult, behind_closure
 from lightning_perf.pruning.channels import Channels
 from lightning_perf.pruning.lasso import GroupLasso
 
@@ -90,24 +92,9 @@ class Pull:
 
         return undo
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Add the pull once gradients are there: now, or at the end of the closure that computes them."""
-        if self._lasso is None:
-            return None
-        in_args = len(args) > 1  # args[0] is the optimizer
-        closure = args[1] if in_args else kwargs.get("closure")
-        if closure is None:
-            self._add(optimizer)
-            return None
-
-        def pulled() -> Any:
-            loss = closure()
-            self._add(optimizer)
-            return loss
-
-        return ((args[0], pulled, *args[2:]), kwargs) if in_args else (args, {**kwargs, "closure": pulled})
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+        """Add the pull once gradients are there."""
+        return None if self._lasso is None else behind_closure(args, kwargs, functools.partial(self._add, optimizer))
 
     def _add(self, optimizer: Optimizer) -> None:
         if self._lasso is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_perf.host import Undo, at_evaluation_door, at_weights_door, shadows_of
 from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
+from lightning_perf.host.step_closure import HookResult, behind_closure
 from lightning_perf.host.timing_door import exchanging
 from lightning_perf.strategies.local_sgd import LocalPeriod, adopt_state, average_module
 
@@ -47,24 +49,11 @@ class LocalSteps:
             undo.push(optimizer.register_step_post_hook(self._give_back).remove)
             undo.push(self._give_back, optimizer)
 
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Scale now, or at the end of the closure: Lightning's runs the user's step, which may read and set the rates."""
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookResult:
+        """Scale behind the closure: Lightning's runs the user's step, which may read and set the rates."""
         self._give_back(optimizer)  # what a step that failed has left
-        in_args = len(args) > 1  # args[0] is the optimizer
-        closure = args[1] if in_args else kwargs.get("closure")
-        if closure is None:
-            self._scale(optimizer)
-            return None
-
-        def scaled() -> Any:
-            self._give_back(optimizer)  # the closure may be called more than once in a step
-            loss = closure()
-            self._scale(optimizer)
-            return loss
-
-        return ((args[0], scaled, *args[2:]), kwargs) if in_args else (args, {**kwargs, "closure": scaled})
+        again = functools.partial(self._give_back, optimizer)
+        return behind_closure(args, kwargs, functools.partial(self._scale, optimizer), before=again)
 
     def _scale(self, optimizer: Optimizer) -> None:
         if self._period.local:
