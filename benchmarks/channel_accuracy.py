@@ -19,7 +19,6 @@ Goals, on the test images, mean over seeds: at most 0.3 and 1.0 points below ``d
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import statistics
@@ -34,9 +33,9 @@ import lightning_perf as lp
 from benchmarks.channel_rivals import TorchPruningByHand
 from benchmarks.goals import RESULTS
 from benchmarks.guide_parts import GUIDES, drawn, publish, spread, with_bars
-from benchmarks.image_runs import EPOCHS, IMAGE, MACS, SEEDS, notes, titled, trained, usual
+from benchmarks.image_runs import EPOCHS, IMAGE, MACS, SEEDS, reported, trained, usual
 from benchmarks.pruning_runs import Folder, command, of_shapes, pairs, shapes_in
-from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
+from lightning_perf.report import Quantity, Report, Run
 from lightning_perf_recipes.image_classification.module import ImageClassifier
 from lightning_perf_recipes.image_classification.networks import PadShortcut, ResNet
 
@@ -102,15 +101,8 @@ def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dic
 def table(folder: Folder) -> None:
     """Print the report and how the goals stand."""
     runs = list(folder.runs(VARIANTS))
-    if not any(run.variant == "dense" for run in runs):
-        print(f"{len(runs)} runs, none of them dense: too few for a table.")
+    if not reported(folder, "ResNet-20 on Fashion-MNIST, channels pruned", runs, [MACS, PARAMETERS], verdicts(runs)):
         return
-    rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy"), MACS, PARAMETERS, TRAIN_SECONDS]
-    title = titled("ResNet-20 on Fashion-MNIST, channels pruned", folder)
-    report = Report(title, "dense", runs, rows, notes=notes(folder))
-    print(report.table())
-    report.to_json(folder.path.with_suffix(".json"))
-    print(*verdicts(runs), sep="\n")
     if folder.path.parent == RESULTS:
         publish("channel_accuracy", GUIDES / "channel_pruning.md", draw, section)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import lightning_perf as lp
 from benchmarks.goals import RESULTS, quiet_trainer
 from benchmarks.pruning_runs import Folder, Timed
 from lightning_perf.host import seed_everything
-from lightning_perf.report import Quantity, Run
+from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
 from lightning_perf_recipes.image_classification.data import FashionMNISTData
 from lightning_perf_recipes.image_classification.module import ImageClassifier
 
@@ -90,6 +91,19 @@ def usual(name: str, limit: int | None) -> Folder:
 def titled(title: str, folder: Folder) -> str:
     """A report's title, with the share of the training images where it is not all of them."""
     return title if folder.images is None else f"{title}, {folder.images:,} training images of {TRAINING:,}"
+
+
+def reported(folder: Folder, title: str, runs: list[Run], rows: list[Quantity], verdicts: list[str]) -> bool:
+    """Print the report beside ``dense`` and how the goals stand, and write it; whether there was enough for one."""
+    if not any(run.variant == "dense" for run in runs):
+        print(f"{len(runs)} runs, none of them dense: too few for a table.")
+        return False
+    accuracy = dataclasses.replace(FINAL_ACCURACY, label="test accuracy")
+    report = Report(titled(title, folder), "dense", runs, [accuracy, *rows, TRAIN_SECONDS], notes=notes(folder))
+    print(report.table())
+    report.to_json(folder.path.with_suffix(".json"))
+    print(*verdicts, sep="\n")
+    return True
 
 
 def notes(folder: Folder) -> list[str]:

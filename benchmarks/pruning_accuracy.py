@@ -16,7 +16,6 @@ Goals, on the test images, mean over seeds: at most 0.1, 0.3, 1.0 points below `
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
@@ -28,9 +27,9 @@ from lightning.pytorch.callbacks import Callback, ModelPruning
 import lightning_perf as lp
 from benchmarks.goals import RESULTS
 from benchmarks.guide_parts import GUIDES, drawn, publish, spread, with_bars
-from benchmarks.image_runs import SEEDS, notes, titled, trained, usual
+from benchmarks.image_runs import SEEDS, reported, trained, usual
 from benchmarks.pruning_runs import Folder, command, pairs
-from lightning_perf.report import FINAL_ACCURACY, TRAIN_SECONDS, Quantity, Report, Run
+from lightning_perf.report import Quantity, Report, Run
 from lightning_perf_recipes.image_classification.module import ImageClassifier
 
 ONCE_AFTER, GRADUAL_EPOCHS = 2, 7  # index of an epoch; number of epochs
@@ -82,14 +81,8 @@ def fit(variant: str, seed: int, folder: Folder, **short: Any) -> tuple[Run, dic
 def table(folder: Folder) -> None:
     """Print the report and how the goals stand."""
     runs = list(folder.runs(VARIANTS))
-    if not any(run.variant == "dense" for run in runs):
-        print(f"{len(runs)} runs, none of them dense: too few for a table.")
+    if not reported(folder, "ResNet-20 on Fashion-MNIST, pruned", runs, [SPARSITY], verdicts(runs)):
         return
-    rows = [dataclasses.replace(FINAL_ACCURACY, label="test accuracy"), SPARSITY, TRAIN_SECONDS]
-    report = Report(titled("ResNet-20 on Fashion-MNIST, pruned", folder), "dense", runs, rows, notes=notes(folder))
-    print(report.table())
-    report.to_json(folder.path.with_suffix(".json"))
-    print(*verdicts(runs), sep="\n")
     if folder.path.parent == RESULTS:
         publish("pruning_accuracy", GUIDES / "pruning.md", draw, section)
 
