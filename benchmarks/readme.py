@@ -11,7 +11,6 @@ from statistics import median
 
 from benchmarks import readme_deploy
 from benchmarks.goals import RESULTS
-from lightning_perf.hardware import bfloat16_is_native, cpu_flags
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Quantity, Report
 from lightning_perf.report.rows import comparison_text
@@ -256,16 +255,16 @@ def pruning_rows() -> list[str]:
 
 
 def machine() -> str:
-    """The machine on which the newest result was taken."""
+    """The machine of the image recipe's result, as that file has it: not the one that writes the page."""
     path = RESULTS / "image_recipe.json"
     if not path.exists():
         return ""
     report = Report.from_json(path)
-    flags = "with" if any(flag.startswith("avx512") for flag in cpu_flags()) else "without"
     facts = ", ".join(f"{key} {value}" for key, value in report.machine.items() if value is not None)
-    facts += f", {flags} AVX-512, native bfloat16: {bfloat16_is_native()}"
     return (
-        f"Measured on: {facts}; torch {report.versions.get('torch')}, lightning {report.versions.get('lightning')}.\n"
+        f"The image recipe was measured on: {facts}; torch {report.versions.get('torch')}, "
+        f"lightning {report.versions.get('lightning')}. "
+        "Every file names its own machine.\n"
     )
 
 
