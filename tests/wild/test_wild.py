@@ -94,7 +94,12 @@ def test_lossless_in_another_precision(case: Case, precision: Any, tmp_path: Pat
     """``lossless()`` under mixed and under double precision, where the module can be trained in them at all."""
     if precision == "64-true" and "float32 only" in case.traps:
         pytest.skip(f"{case.name} makes float32 tensors of its own and cannot be trained in {precision}")
-    plain = fit(case, [], tmp_path / "plain", precision=precision)
+    try:
+        plain = fit(case, [], tmp_path / "plain", precision=precision)
+    except RuntimeError as error:
+        if "could not create a primitive descriptor for the LSTM" not in str(error):
+            raise
+        pytest.skip(f"oneDNN has no LSTM in {precision} for this processor: the plain run fails too")
     ours = fit(case, lp.lossless(), tmp_path / "ours", precision=precision)
     # bfloat16 rounds 65,536 times as coarsely
     assert_same_result(ours, plain, case, rounding=True, scale=100.0 if precision == "bf16-mixed" else 1e-6)
