@@ -9,8 +9,8 @@ its seed, which all strategies share: three seeds, interleaved; a file per run. 
 
 Goals, set before. ``perf_ddp_bf16`` and ``perf_ddp_int8``: the mean difference from ddp, seed by seed, is at most the spread
 of ddp over its seeds (largest minus smallest loss), worse or better. ``perf_local_sgd`` (an average every 8 steps after 100
-synchronous ones, ``local_rate`` the square root of two as its guide has it for Adam): its mean loss is at most 1 % above
-ddp's.
+synchronous ones, of weights and momentum, ``local_rate`` the square root of two as its guide has it for Adam): its mean
+loss is at most 1 % above ddp's.
 """
 
 from __future__ import annotations

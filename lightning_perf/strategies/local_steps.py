@@ -14,6 +14,7 @@ from lightning_perf.host.epoch_door import at_epoch_end, batches_that_stepped
 from lightning_perf.host.step_closure import HookResult, behind_closure
 from lightning_perf.host.timing_door import exchanging
 from lightning_perf.strategies.local_sgd import LocalPeriod, adopt_state, average_module
+from lightning_perf.strategies.momentum import Momenta
 
 
 class LocalSteps:
@@ -23,10 +24,11 @@ class LocalSteps:
         trainer: the Trainer; its module is averaged.
         period: which steps are local.
         rate: factor on the learning rates in local steps.
+        momentum: whether momentum is averaged with the weights.
     """
 
-    def __init__(self, trainer: Any, period: LocalPeriod, rate: float = 1.0) -> None:
-        self._trainer, self._period, self._rate = trainer, period, rate
+    def __init__(self, trainer: Any, period: LocalPeriod, rate: float = 1.0, *, momentum: bool = False) -> None:
+        self._trainer, self._period, self._rate, self._momentum = trainer, period, rate, momentum
         self._parted = self._states_parted = False
         self._given: dict[Optimizer, list[Any]] = {}
 
@@ -82,12 +84,16 @@ class LocalSteps:
             wrapper.require_backward_grad_sync = False
 
     def average(self) -> None:
-        """Make the weights of all processes equal, and what is kept beside them, if a local step has parted them."""
+        """Make weights, what is kept beside them, and momentum equal in all processes, if a local step has parted them."""
         if not self._parted:
             return
+        strategy = self._trainer.strategy
+        momenta = Momenta(strategy.optimizers if self._momentum else (), strategy.root_device)
         shadows = [shadow for _, shadow in shadows_of(self._trainer)]
         with exchanging(self._trainer):
-            average_module(self._trainer.lightning_module, self._trainer.strategy.root_device, shadows)
+            momenta.send()
+            average_module(self._trainer.lightning_module, strategy.root_device, shadows)
+            momenta.receive()
         self._parted = False
 
     def adopt_state(self) -> bool:

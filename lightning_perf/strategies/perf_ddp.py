@@ -27,7 +27,7 @@ from lightning_perf.strategies.refusals import (
     advise,
     check_arguments,
     check_backend,
-    check_local_rate,
+    check_local,
     check_module,
     check_optimizers,
 )
@@ -50,6 +50,7 @@ class PerfDDPMixin(_DDPStrategy):
         warmup_steps: ``perf_local_sgd`` only: optimizer steps at the start that are exchanged as in ddp.
         local_rate: ``perf_local_sgd`` only: factor on the learning rates in local steps; the square root of the number of
             processes suits Adam (``docs/guides/local_sgd.md``).
+        average_momentum: ``perf_local_sgd`` only: whether momentum is averaged with the weights, sent in a byte a number.
         allow: ``perf_ddp_auto`` only: the promise that what it picks must keep, ``"exact"`` or ``"near"``.
 
     Raises:
@@ -70,6 +71,7 @@ class PerfDDPMixin(_DDPStrategy):
         average_every: int = 8,
         warmup_steps: int = 100,
         local_rate: float = 1.0,
+        average_momentum: bool = True,
         allow: str = "exact",
         **kwargs: Any,
     ) -> None:
@@ -84,7 +86,7 @@ class PerfDDPMixin(_DDPStrategy):
             average_every=average_every,
             warmup_steps=warmup_steps,
         )
-        check_local_rate(self.preset, local_rate)
+        check_local(self.preset, local_rate, average_momentum)
         self.messages: list[str] = []
         #: The preset whose levers run, and how ``perf_ddp_auto`` came to it.
         self.acting: Preset = PLAIN if self.preset.tries else self.preset
@@ -92,7 +94,7 @@ class PerfDDPMixin(_DDPStrategy):
         self._pool, self._undecided, self._chosen_before = pool_called(allow), False, None
         self._agree_every = agree_every
         self._period = LocalPeriod(average_every, warmup_steps) if self.preset.local else None
-        self._local_rate = local_rate
+        self._local_rate, self._average_momentum = local_rate, average_momentum
         self._given_kwargs = dict(self._ddp_kwargs)
         self._undo_run = Undo()
         self._sync: FusedSync | None = None
@@ -175,7 +177,7 @@ class PerfDDPMixin(_DDPStrategy):
     def _step_alone(self, trainer: Any) -> None:
         if self._period is None:
             return
-        local = LocalSteps(trainer, self._period, self._local_rate)
+        local = LocalSteps(trainer, self._period, self._local_rate, momentum=self._average_momentum)
         local.stand(self._undo_run)  # without these doors every step stays synchronous
         self._local = local
         self._undo_run.push(setattr, self, "_local", None)

@@ -38,6 +38,7 @@ class Work:
         coding: seconds to encode and decode all gradients, by the name of the compression.
         asked: whether Lightning waits for a broadcast before every micro-batch.
         skips_unused: whether DDP leaves out buckets that nobody used, so that gradients are not swapped.
+        momentum: whether the optimizers keep momentum, which ``perf_local_sgd`` averages with the weights.
     """
 
     forward: float
@@ -50,6 +51,7 @@ class Work:
     coding: Mapping[str, float] = field(default_factory=dict)
     asked: bool = True
     skips_unused: bool = False
+    momentum: bool = True
 
     @property
     def compute(self) -> float:
@@ -174,9 +176,13 @@ def predict(
         return _plain(work, wire, world_size, _limits(preset, work, wire, world_size, bucket_cap_mb))
     row = PRESETS[preset]
     if row.local:
-        weights = 4 * sum(work.sizes) + work.buffer_bytes
-        average = wire.all_reduce(weights, world_size) / average_every
-        sent = bytes_on_the_wire(None, work.sizes, world_size) / average_every
+        sent, coding = bytes_on_the_wire(None, work.sizes, world_size), 0.0
+        average = wire.all_reduce(4 * sum(work.sizes) + work.buffer_bytes, world_size)
+        if work.momentum:  # is on its way when the weights start
+            small = travels_as("int8", world_size)
+            momentum, coding = bytes_on_the_wire(small, work.sizes, world_size), work.coding.get(small or "", 0.0)
+            sent, average = sent + momentum, average + momentum * wire.beta + coding
+        sent, average = sent / average_every, average / average_every
         waits = work.accumulate * _fused_wait(work, wire, world_size)
         return _asked(Prediction(work.compute, average, waits, sent), work, wire, world_size)
     compression = travels_as(row.compression, world_size)

@@ -50,8 +50,8 @@ def check_arguments(preset: Preset, hook: Any, averaging_period: int | None, all
             raise MisconfigurationException(f"{name}={value} must be at least {least}.")
 
 
-def check_local_rate(preset: Preset, rate: float) -> None:
-    """Refuse a factor that stops or turns local steps, and one where no step is local.
+def check_local(preset: Preset, rate: float, momentum: bool) -> None:
+    """Refuse a factor that stops or turns local steps, and what is for local steps where no step is local.
 
     Raises:
         MisconfigurationException: with the rule.
@@ -64,6 +64,11 @@ def check_local_rate(preset: Preset, rate: float) -> None:
         raise MisconfigurationException(
             f"local_rate={rate} is for local steps, and preset={preset.name!r} takes none; leave it out, or use "
             "preset='perf_local_sgd'."
+        )
+    if not momentum and not preset.local:
+        raise MisconfigurationException(
+            f"average_momentum={momentum} is for averages of weights, and preset={preset.name!r} takes none; leave it out, "
+            "or use preset='perf_local_sgd'."
         )
 
 

@@ -176,9 +176,15 @@ def test_logged_values_travel_beside_what_is_swapped() -> None:
 
 
 def test_local_sgd_shares_an_average_among_its_steps() -> None:
+    """Momentum of 100 numbers is a block of 256 bytes with its scale, or two bytes a number among many processes."""
     found = predict("perf_local_sgd", SMALL, WIRE, 2, average_every=4)
+    assert found.gradients == pytest.approx((0.2 + (408 + 260) * 0.001) / 4)
+    assert found.sent == (400 + 260) / 4
+    found = predict("perf_local_sgd", replace(SMALL, momentum=False), WIRE, 2, average_every=4)
     assert found.gradients == pytest.approx((0.2 + 408 * 0.001) / 4)
     assert found.sent == 100
+    found = predict("perf_local_sgd", SMALL, WIRE, 8, average_every=4)
+    assert found.sent == pytest.approx((400 + 200) * 2 * 7 / 8 / 4)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_unknown_preset_lists_the_known() -> None:
         ({"average_every": 0}, "average_every=0 must be at least 1"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must be at least 0"),
         ({"preset": "perf_local_sgd", "local_rate": 0.0}, "local_rate=0.0 must be positive"),
+        ({"average_momentum": False}, "average_momentum=False is for averages of weights, and preset='perf_ddp' takes"),
         ({"local_rate": 1.4}, "local_rate=1.4 is for local steps, and preset='perf_ddp' takes none"),
     ],
 )

@@ -31,7 +31,7 @@ class Square(ns.LightningModule):
         return self.net(batch[0]).square().mean()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
 class Count(ns.Callback):

@@ -1,0 +1,115 @@
+"""The momentum of all processes, averaged with their weights; it travels in a byte a number, or two among many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_perf.strategies.compression import mean_of_payloads, pack, padded, quantize, travels_as
+
+#: The first moment of torch's optimizers and of those of the house.
+_NAMES = ("exp_avg", "momentum_buffer")
+_MOST_NUMBERS = 8 * 1024 * 1024
+
+
+def keeps_momentum(group: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's group has a first moment, told by its options: they are the same in every process.
+
+    Example::
+
+        >>> keeps_momentum({"lr": 0.1, "momentum": 0.9}), keeps_momentum({"betas": (0.9, 0.999)}), keeps_momentum({"lr": 1})
+        (True, True, False)
+    """
+    betas = group.get("betas")
+    return bool(group.get("momentum")) or (isinstance(betas, Sequence) and bool(betas) and bool(betas[0]))
+
+
+class Momenta:
+    """Averages the momentum of optimizers over all processes, in two halves, so that it travels beside something else.
+
+    Every process sends a number for every parameter of a group with momentum, zero where it has no state of it: so all send
+    the same, whatever they have stepped. State in other coordinates than the weights' (SOAP's) stays each process's own.
+
+    Args:
+        optimizers: all optimizers of the run.
+        device: that of the process, from which tensors travel.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer], device: torch.device) -> None:
+        self._device = device
+        self._chunks: list[list[tuple[Tensor, Tensor | None]]] = [[]]
+        size = 0
+        for optimizer in optimizers:
+            for parameter in _with_momentum(optimizer):
+                if self._chunks[-1] and size + parameter.numel() > _MOST_NUMBERS:
+                    self._chunks.append([])
+                    size = 0
+                self._chunks[-1].append((parameter, _first_moment(parameter, optimizer.state.get(parameter, {}))))
+                size += parameter.numel()
+        self._ends: list[Callable[[], list[Tensor]]] = []
+
+    @torch.no_grad()
+    def send(self) -> None:
+        """Start to send what this process has; collective."""
+        for chunk in filter(None, self._chunks):
+            numbers = torch.zeros(sum(padded(parameter.numel()) for parameter, _ in chunk), device=self._device)
+            for (_, moment), part in zip(chunk, _parts(numbers, chunk), strict=True):
+                if moment is not None:
+                    part.copy_(moment.reshape(-1))
+            self._ends.append(_sent(numbers, chunk))
+
+    @torch.no_grad()
+    def receive(self) -> None:
+        """Wait, and write the mean where this process has momentum; collective."""
+        for chunk, end in zip(filter(None, self._chunks), self._ends, strict=True):
+            for (_, moment), mean in zip(chunk, end(), strict=True):
+                if moment is not None:
+                    moment.copy_(mean.view(moment.shape))
+        self._ends = []
+
+
+def _with_momentum(optimizer: Optimizer) -> list[Tensor]:
+    groups = [group for group in optimizer.param_groups if keeps_momentum(group)]
+    return [p for group in groups for p in group["params"] if p.is_floating_point()]
+
+
+def _first_moment(parameter: Tensor, state: Mapping[str, Any]) -> Tensor | None:
+    """What has an entry for every weight; not beside factors or bases, in whose coordinates it may be."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    if any(value.shape != parameter.shape for value in tensors.values()):
+        return None
+    return next((tensors[name] for name in _NAMES if name in tensors), None)
+
+
+def _parts(numbers: Tensor, chunk: Sequence[tuple[Tensor, Any]]) -> list[Tensor]:
+    """Each parameter's numbers, without what pads them to whole blocks."""
+    split = numbers.split([padded(parameter.numel()) for parameter, _ in chunk])
+    return [part[: parameter.numel()] for part, (parameter, _) in zip(split, chunk, strict=True)]
+
+
+def _sent(numbers: Tensor, chunk: Sequence[tuple[Tensor, Any]]) -> Callable[[], list[Tensor]]:
+    """Send them; what is returned waits for those of the others, and gives the means by parameter."""
+    world = dist.get_world_size()
+    if travels_as("int8", world) == "int8":
+        message = pack(*quantize(numbers))
+        rows = [torch.empty_like(message) for _ in range(world)]
+        work: Any = dist.all_gather(rows, message, async_op=True)
+
+        def decoded() -> list[Tensor]:
+            work.wait()
+            return _parts(mean_of_payloads(rows), chunk)
+
+        return decoded
+    half = (numbers / world).to(torch.bfloat16)
+    sum_: Any = dist.all_reduce(half, async_op=True)
+
+    def added() -> list[Tensor]:
+        sum_.wait()
+        return _parts(half, chunk)
+
+    return added

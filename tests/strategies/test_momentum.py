@@ -1,0 +1,88 @@
+"""Momentum averaged with the weights of local SGD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lightning_perf.strategies import momentum
+from lightning_perf.strategies.momentum import Momenta, keeps_momentum
+from tests.ranks import run
+from tests.strategies.test_ranks import of
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks found."""
+    return run("tests.strategies.momentum_worker", tmp_path_factory.mktemp("two") / "results.json", 2, seconds=100)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("averages", [True, False])
+def test_a_fit_is_the_loop_by_hand(averages: bool, two: dict[str, Any]) -> None:
+    result = of(two, f"fit-{averages}")
+    assert result["steps"] == 6
+    assert result["apart"] < 1e-6
+    assert result["other"] > 1e-3
+
+
+@pytest.mark.ddp
+def test_the_mean_is_rounded_and_equal(two: dict[str, Any]) -> None:
+    """A number is off by half a step of 1/127 at most; the second moment, and state that is not there, are left alone."""
+    result = of(two, "adam")
+    assert 0 < max(result["apart"]) < 1 / 127
+    assert result["equal"]
+    assert result["second"]
+    assert result["stepped"] == 2
+
+
+@pytest.mark.ddp
+def test_nothing_is_sent_without_momentum(two: dict[str, Any]) -> None:
+    result = of(two, "silent")
+    assert result["sent"] == {"plain": 0, "rotated": 1}
+    assert result["kept"]
+
+
+def test_more_processes_add_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five processes: one all-reduce of bfloat16 for a chunk, here two chunks; the other four have no momentum."""
+    sent = []
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def all_reduce(flat: torch.Tensor, async_op: bool) -> Done:
+        sent.append((flat.dtype, flat.numel(), async_op))
+        return Done()
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 5)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(momentum, "_MOST_NUMBERS", 300)
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in (256, 100)]
+    optimizer = torch.optim.Adam(weights)
+    for weight in weights:
+        optimizer.state[weight] = {"exp_avg": torch.full_like(weight, 5.0), "exp_avg_sq": torch.ones_like(weight)}
+    momenta = Momenta([optimizer], torch.device("cpu"))
+    momenta.send()
+    momenta.receive()
+    assert sent == [(torch.bfloat16, 256, True)] * 2  # 100 are padded to a block
+    for weight in weights:
+        assert torch.equal(optimizer.state[weight]["exp_avg"], torch.ones_like(weight))
+
+
+@pytest.mark.parametrize(
+    ("group", "keeps"),
+    [
+        ({"momentum": 0.9}, True),
+        ({"momentum": 0}, False),
+        ({"betas": (0.9, 0.99)}, True),
+        ({"betas": (0.0, 0.99)}, False),
+        ({"betas": ()}, False),
+        ({"lr": 0.1}, False),
+    ],
+)
+def test_options_tell_who_keeps_momentum(group: dict[str, Any], keeps: bool) -> None:
+    assert keeps_momentum(group) is keeps
