@@ -25,9 +25,9 @@ class MallocTuning(PerfCallback):
     By default malloc gives large blocks back to the system as soon as they are free, and the next step faults every page
     of its activations in again: thousands of page faults a step in a convolution net. Values are not touched: results are
     the same bit for bit. Peak memory stays about the same where batches have one shape, and the memory between the steps is
-    the peak; batches of ever other lengths leave pieces of every size (1.5 times the peak in ``recipes/translation``). Afterwards the
-    thresholds are put where glibc's own would be after large frees (they cannot be read back), and what is free is
-    given back.
+    the peak; batches of ever other lengths leave pieces of every size (1.5 times the peak in ``recipes/translation``).
+    Afterwards the thresholds are put where glibc's own would be after large frees (they cannot be read back), and what is
+    free is given back.
 
     Does nothing, and says so, on other devices, without glibc, or where the user has chosen an allocator or its
     settings (``MALLOC_*_``, ``GLIBC_TUNABLES``, ``LD_PRELOAD``).
