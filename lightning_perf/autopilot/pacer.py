@@ -13,7 +13,7 @@ import torch
 from lightning_perf.autopilot.halving import Pace
 from lightning_perf.host import PerfCallback, is_a
 from lightning_perf.host.run_length import configured_steps, own_max_steps, set_run_length
-from lightning_perf.optim.rebind import reference_lr
+from lightning_perf.optim.held_rates import reference_lr
 from lightning_perf.optim.registry import list_optimizers
 from lightning_perf.report import Run
 

@@ -80,7 +80,8 @@ class OptimizerFactory(PerfCallback):
         ValueError: unknown optimizer, schedule or option; ``lr <= 0``; settings that need a named optimizer, or that do
             not go together; a schedule over an unknown number of steps.
         MisconfigurationException: a named optimizer under manual optimization, FSDP, ModelParallel or DeepSpeed; a
-            scheduler that cannot drive the new optimizer; averaged weights under a strategy that shards.
+            scheduler that cannot drive the new optimizer, or whose rates cannot be scaled; averaged weights under a strategy
+            that shards.
 
     Example::
 
@@ -154,6 +155,8 @@ class OptimizerFactory(PerfCallback):
             if self.finds_lr and resumed:
                 self.say("the learning rate is the checkpoint's; no range test.")
             elif self.finds_lr:
+                if self.row is None:  # of a replaced optimizer's, it is known by now
+                    rates.check(pl_module)
                 at_loader_door(trainer, undo, on_start=lambda: self._find_rate(trainer, pl_module, rates))
             self._fuse(trainer, pl_module, setup)
             if alone:
@@ -211,12 +214,12 @@ class OptimizerFactory(PerfCallback):
 
     def _shape(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> RunRates:
         """Replace what is to be replaced in ``setup``."""
-        groups, schedule = None, self.schedule
+        replaced, schedule = None, self.schedule
         if self.row is not None:
             replacement = self._replacement(trainer, pl_module)
             schedule = replacement.schedule
-            groups = replacement.apply(pl_module, setup, self.say)
-        rates = RunRates(setup, groups)
+            replaced = replacement.apply(pl_module, setup, self.say)
+        rates = RunRates(setup, replaced)
         if schedule not in ("keep", "none"):
             if not pl_module.automatic_optimization:
                 raise MisconfigurationException(
