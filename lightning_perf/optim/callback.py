@@ -18,6 +18,7 @@ from lightning_perf.host import (
     same_callback,
 )
 from lightning_perf.host.optimizer_door import loaded_optimizer_states
+from lightning_perf.host.scheduler_door import at_scheduler_door
 from lightning_perf.optim.averaging import Ema
 from lightning_perf.optim.callback_evaluation import FitEvaluation
 from lightning_perf.optim.callback_range_test import find_rate
@@ -227,6 +228,8 @@ class OptimizerFactory(PerfCallback):
                     "optimizers and schedulers by hand (automatic_optimization=False); use schedule='keep'."
                 )
             rates.schedule(trainer, setup, schedule, self.warmup, self.say)
+            # The module's own lr_scheduler_step calls its own schedulers, in a way that need not fit ours.
+            self.undo(trainer).push(at_scheduler_door(pl_module, rates.is_ours))
         return rates
 
     def _replacement(self, trainer: Any, pl_module: Any) -> Replacement:

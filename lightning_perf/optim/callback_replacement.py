@@ -183,6 +183,10 @@ class RunRates:
         instead = f" in place of the module's {replaced}" if replaced else ""
         say(f"schedule {name}{steps}{instead}.")
 
+    def is_ours(self, scheduler: Any) -> bool:
+        """Whether a scheduler is the one that :meth:`schedule` made."""
+        return self._ours is not None and scheduler is self._ours[0].scheduler
+
     def check(self, module: Any) -> None:
         """Refuse, before a rate is looked for, a scheduler of the module's that could not be given it."""
         _check_ratios(module, self._optimizer)

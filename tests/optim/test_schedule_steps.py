@@ -1,0 +1,113 @@
+"""Our schedules in modules and beside callbacks that have a say in the steps of a schedule."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from types import ModuleType
+from typing import Any
+
+import lightning.pytorch
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+import lightning_perf as lp
+from lightning_perf.host.scheduler_door import at_scheduler_door
+from tests.contract.modules import images, make
+from tests.optim.test_callback import Rates
+
+
+def cosine() -> lp.OptimizerFactory:
+    return lp.OptimizerFactory("adamw", lr=1e-2, schedule="warmup_cosine", warmup=4)
+
+
+def fit_with(
+    ns: ModuleType, quiet: dict[str, Any], factory: Any, methods: dict[str, Any], *callbacks: Any, **arguments: Any
+) -> tuple[Any, Any, list[list[float]]]:
+    """A fit of the plain module with ``methods`` of its own."""
+    torch.manual_seed(3)
+    module = type("Own", (type(make("plain", ns)),), methods)()
+    resume, record = arguments.pop("resume", None), Rates(ns)
+    torch.manual_seed(11)
+    trainer = ns.Trainer(
+        **{**quiet, "max_epochs": 2, **arguments},
+        callbacks=[*callbacks, *([factory] if factory else []), record.callback],
+    )
+    trainer.fit(module, images(), images(8, shuffle=False), ckpt_path=resume)
+    return trainer, module, record.rates
+
+
+def by_epoch(self: Any, scheduler: Any, metric: Any) -> None:
+    """As in Lightning's documentation, for timm's schedulers."""
+    scheduler.step(epoch=self.current_epoch)
+
+
+def by_update(self: Any, scheduler: Any, metric: Any) -> None:
+    scheduler.step_update(num_updates=self.global_step)
+
+
+def never(self: Any, scheduler: Any, metric: Any) -> None:
+    assert metric is None
+
+
+@pytest.mark.parametrize("hook", [by_epoch, by_update, never])
+def test_a_modules_lr_scheduler_step_does_not_step_our_schedule(
+    hook: Any, ns: ModuleType, quiet: dict[str, Any]
+) -> None:
+    """The same rates as without the hook, and the hook is back after the fit."""
+    _, _, expected = fit_with(ns, quiet, cosine(), {})
+    assert max(expected)[0] == 1e-2
+    _, module, rates = fit_with(ns, quiet, cosine(), {"lr_scheduler_step": hook})
+    assert rates == expected
+    assert "lr_scheduler_step" not in vars(module)
+
+
+def test_it_still_steps_the_modules_own_scheduler(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Under ``keep``: with the module's hook, on the optimizer that took the place of its own."""
+
+    def configure(self: Any) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
+        return [optimizer], [lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    def twice(self: Any, scheduler: Any, metric: Any) -> None:
+        scheduler.step()
+        scheduler.step()
+
+    methods = {"configure_optimizers": configure, "lr_scheduler_step": twice}
+    _, _, rates = fit_with(ns, quiet, lp.OptimizerFactory("adamw", lr=1e-3), methods)
+    assert rates == [[1e-3]] * 6 + [[2.5e-4]] * 6
+
+
+class Hooked(lightning.pytorch.LightningModule):
+    """Can be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.hooked = 0
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        self.hooked += 1
+
+
+def test_copies_and_pickles_of_the_module_have_its_own_hook() -> None:
+    class Counter:
+        steps = 0
+
+        def step(self) -> None:
+            self.steps += 1
+
+    module, ours, other = Hooked(), Counter(), Counter()
+    leave = at_scheduler_door(module, lambda scheduler: scheduler is ours)
+    for one in (ours, other):
+        module.lr_scheduler_step(one, None)
+    assert (ours.steps, other.steps, module.hooked) == (1, 0, 1)
+    assert module.lr_scheduler_step.__code__ is Hooked.lr_scheduler_step.__code__
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        twin.lr_scheduler_step(ours, None)
+        assert (twin.hooked, module.hooked, ours.steps) == (2, 1, 1)
+    leave()
+    module.lr_scheduler_step(ours, None)
+    assert (ours.steps, module.hooked) == (1, 2)
