@@ -18,6 +18,7 @@ from lightning_perf.host import (
     same_callback,
 )
 from lightning_perf.host.optimizer_door import loaded_optimizer_states
+from lightning_perf.host.run_length import optimizer_steps
 from lightning_perf.host.scheduler_door import at_scheduler_door
 from lightning_perf.optim.averaging import Ema
 from lightning_perf.optim.callback_evaluation import FitEvaluation
@@ -242,7 +243,7 @@ class OptimizerFactory(PerfCallback):
                     f"groups={self.groups!r} cannot be told apart under {type(trainer.strategy).__name__}, which re-creates "
                     "the parameters; use DDP or a single device, or leave groups out."
                 )
-            known = 0 < trainer.estimated_stepping_batches < float("inf")
+            known = 0 < optimizer_steps(trainer) < float("inf")
             row, options, infer, lr = get_optimizer(_FALLBACK), {}, False, None
             schedule = "warmup_linear" if known else "constant"
             self.say(
@@ -255,7 +256,7 @@ class OptimizerFactory(PerfCallback):
                 rate, power = rate_and_power(pl_module)
                 options = {"r": power, **options}
                 lr = rate if lr is None else lr
-            total = trainer.estimated_stepping_batches
+            total = optimizer_steps(trainer)
             if "warmup_steps" not in options:
                 known = 0 < total < float("inf")
                 warmup = warmup_within(trainer, self.warmup, self.say)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_perf.host import MisconfigurationException, OptimizerSetup
 from lightning_perf.host.optimizer_door import scheduler_config
+from lightning_perf.host.run_length import optimizer_steps
 from lightning_perf.optim.cost import Costly
 from lightning_perf.optim.held_rates import (
     LEARNING_RATES,
@@ -134,7 +135,7 @@ def _cannot_follow(config: Any, optimizer: Optimizer, lr: float, module: Any) ->
         config.scheduler,
         optimizer,
         lr,
-        calls=lambda: trainer.max_epochs if config.interval == "epoch" else trainer.estimated_stepping_batches,
+        calls=lambda: trainer.max_epochs if config.interval == "epoch" else optimizer_steps(trainer),
         metric=config.reduce_on_plateau,
         shared=(trainer, *module.modules()),
     )
@@ -142,7 +143,7 @@ def _cannot_follow(config: Any, optimizer: Optimizer, lr: float, module: Any) ->
 
 def warmup_within(trainer: Any, warmup: float | int, say: Say) -> float | int:
     """The warm-up; under ``fast_dev_run`` at most all steps but one, since a real run is longer."""
-    most = trainer.estimated_stepping_batches - 1
+    most = optimizer_steps(trainer) - 1
     if not trainer.fast_dev_run or not isinstance(warmup, int) or warmup <= most:
         return warmup
     say(f"fast_dev_run is too short for warmup={warmup}; it is {most:.0f} in it.")
@@ -167,7 +168,7 @@ class RunRates:
 
     def schedule(self, trainer: Any, setup: OptimizerSetup, name: str, warmup: float | int, say: Say) -> None:
         """Put the schedule called ``name`` in place of the schedulers of ``setup``."""
-        total = trainer.estimated_stepping_batches
+        total = optimizer_steps(trainer)
         if get_schedule(name).needs_total:
             warmup = warmup_within(trainer, warmup, say)
         factor = make_factor(name, total, warmup)

@@ -111,3 +111,19 @@ def test_copies_and_pickles_of_the_module_have_its_own_hook() -> None:
     leave()
     module.lr_scheduler_step(ours, None)
     assert (ours.steps, module.hooked) == (1, 2)
+
+
+@pytest.mark.parametrize(("scheduling", "steps"), [({0: 4}, 4), ({0: 1, 1: 4}, 8)], ids=str)
+def test_a_schedule_over_changing_accumulation(
+    scheduling: dict[int, int], steps: int, ns: ModuleType, quiet: dict[str, Any]
+) -> None:
+    """Six batches, two epochs: the last of the steps, counted by hand, has the last of the factors."""
+    factory = lp.OptimizerFactory("adamw", lr=1.0, schedule="warmup_linear", warmup=1)
+    scheduler = ns.callbacks.GradientAccumulationScheduler(scheduling)
+    trainer, _, rates = fit_with(ns, quiet, factory, {}, scheduler)
+    assert trainer.global_step == steps
+    assert rates[-1][0] == pytest.approx(1 / (steps - 1))
+    assert f"over {steps} optimizer steps" in factory.messages[1]
+    auto = lp.OptimizerFactory("auto", warmup=0.5)
+    fit_with(ns, quiet, auto, {}, ns.callbacks.GradientAccumulationScheduler(scheduling))
+    assert any(f"a warm-up of {steps // 2} optimizer steps" in line for line in auto.messages)
