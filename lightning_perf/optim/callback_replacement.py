@@ -150,6 +150,15 @@ def warmup_within(trainer: Any, warmup: float | int, say: Say) -> float | int:
     return int(most)
 
 
+class OurSchedule(LambdaLR):
+    """The factor of a step times the peaks of the groups there were; groups added later have the rates they came with."""
+
+    def get_lr(self) -> list[Any]:
+        """torch's hook."""
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        return [*super().get_lr(), *(group["lr"] for group in added)]
+
+
 class RunRates:
     """The learning rates of a run, to be set to another peak exactly as if that had been asked for.
 
@@ -175,7 +184,7 @@ class RunRates:
         forget_schedulers(self._optimizer, [config.scheduler for config in setup.schedulers])
         replaced = ", ".join(type(config.scheduler).__name__ for config in setup.schedulers)
         self._own = [dict(group) for group in self._optimizer.param_groups]
-        config = scheduler_config(trainer, LambdaLR(self._optimizer, factor))
+        config = scheduler_config(trainer, OurSchedule(self._optimizer, factor))
         setup.schedulers[:] = [config]
         self._ours, self._kept = (config, factor), []
         steps = ""
@@ -219,7 +228,7 @@ class RunRates:
             self._held.scale(lr)
         else:
             config, factor = self._ours
-            config.scheduler = LambdaLR(self._optimizer, factor)
+            config.scheduler = OurSchedule(self._optimizer, factor)
 
 
 def _assign(group: dict[str, Any], key: str, value: Any) -> None:
@@ -230,14 +239,17 @@ def _assign(group: dict[str, Any], key: str, value: Any) -> None:
 
 
 def check_checkpoint(states: list[Any], new: Optimizer, who: str) -> None:
-    """A checkpoint of another optimizer cannot be resumed: say so before torch fails in its own words."""
+    """A checkpoint of another optimizer cannot be resumed: say so before torch fails in its own words.
+
+    Groups that were added in training, as finetuning callbacks add them, are for whoever added them to restore.
+    """
     if not states:
         return
     saved = states[0]["param_groups"]
     ours = [len(group["params"]) for group in new.param_groups]
     theirs = [len(group["params"]) for group in saved]
     missing = sorted(set(new.defaults) - set(saved[0]))
-    if ours != theirs or missing:
+    if ours != theirs[: len(ours)] or missing:
         what = f"lacks {', '.join(missing)}" if missing else f"has groups of {theirs} parameters, not {ours}"
         raise MisconfigurationException(
             f"{who} cannot resume this checkpoint: its optimizer is another one ({what}). Start a new run from its weights "

@@ -127,3 +127,56 @@ def test_a_schedule_over_changing_accumulation(
     auto = lp.OptimizerFactory("auto", warmup=0.5)
     fit_with(ns, quiet, auto, {}, ns.callbacks.GradientAccumulationScheduler(scheduling))
     assert any(f"a warm-up of {steps // 2} optimizer steps" in line for line in auto.messages)
+
+
+def thawing(ns: ModuleType) -> Any:
+    """Freezes the first convolution and adds it as a group of its own after the first epoch."""
+
+    class Thaw(ns.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=1e-4, initial_denom_lr=1.0)
+
+    return Thaw()
+
+
+def trainable(self: Any) -> Any:
+    return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("adamw", {"schedule": "warmup_cosine", "lr": 1e-2}),
+        ("adamw", {"lr": 1e-2}),
+        ("auto", {}),
+        (None, {"schedule": "wsd"}),
+    ],
+    ids=str,
+)
+def test_groups_added_in_training(
+    name: str | None, arguments: dict[str, Any], ns: ModuleType, quiet: dict[str, Any], tmp_path: Any
+) -> None:
+    """They keep the rate they came with, ours go on; a checkpoint from after the thaw is resumed."""
+    methods = {"configure_optimizers": trainable}
+    keep = ns.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    _, _, whole = fit_with(
+        ns,
+        {**quiet, "enable_checkpointing": True},
+        lp.OptimizerFactory(name, **arguments),
+        methods,
+        thawing(ns),
+        keep,
+        max_epochs=3,
+    )
+    assert [len(rates) for rates in (whole[0], whole[6])] == [len(whole[0]), len(whole[0]) + 1]
+    assert {rates[-1] for rates in whole[6:]} == {1e-4}
+    factory = lp.OptimizerFactory(name, **arguments)
+    trainer, _, rest = fit_with(
+        ns, quiet, factory, methods, thawing(ns), max_epochs=3, resume=tmp_path / "epoch=1.ckpt"
+    )
+    assert trainer.global_step == 18
+    assert rest == whole[12:]
