@@ -22,6 +22,7 @@ from lightning_perf.host.run_length import optimizer_steps
 from lightning_perf.host.scheduler_door import at_scheduler_door
 from lightning_perf.optim.averaging import Ema
 from lightning_perf.optim.callback_evaluation import FitEvaluation
+from lightning_perf.optim.callback_own_rates import left_behind, sets_rates
 from lightning_perf.optim.callback_range_test import find_rate
 from lightning_perf.optim.callback_replacement import (
     Replacement,
@@ -220,7 +221,13 @@ class OptimizerFactory(PerfCallback):
         if self.row is not None:
             replacement = self._replacement(trainer, pl_module)
             schedule = replacement.schedule
+            old, returned = setup.optimizers[0], [config.scheduler for config in setup.schedulers]
             replaced = replacement.apply(pl_module, setup, self.say)
+            for line in left_behind(pl_module, old, returned):
+                self.say(line)
+        asked = self.row is not None or schedule != "keep" or self.finds_lr
+        if asked and (line := sets_rates(pl_module)) is not None:
+            self.say(line)
         rates = RunRates(setup, replaced)
         if schedule not in ("keep", "none"):
             if not pl_module.automatic_optimization:

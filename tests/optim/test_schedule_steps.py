@@ -180,3 +180,44 @@ def test_groups_added_in_training(
     )
     assert trainer.global_step == 18
     assert rest == whole[12:]
+
+
+def warming(self: Any, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    """As in Lightning's documentation."""
+    optimizer.step(closure=optimizer_closure)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+
+
+def counting(self: Any, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    optimizer.step(closure=optimizer_closure)
+
+
+def test_rates_that_optimizer_step_sets_are_said(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """Where a rate was asked for, and the hook speaks of rates."""
+
+    def told(factory: lp.OptimizerFactory, hook: Any) -> bool:
+        _, _, rates = fit_with(ns, quiet, factory, {"optimizer_step": hook}, max_epochs=1)
+        assert (rates[-1] == [0.5] * len(rates[-1])) is (hook is warming)
+        return any("Own.optimizer_step speaks of 'lr'" in line for line in factory.messages)
+
+    assert told(lp.OptimizerFactory("adamw", lr=1e-3), warming)
+    assert not told(lp.OptimizerFactory("adamw", lr=1e-3), counting)
+    assert not told(lp.OptimizerFactory(), warming)
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_a_scheduler_that_the_module_keeps_is_said(returned: bool, ns: ModuleType, quiet: dict[str, Any]) -> None:
+    def configure(self: Any) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
+        self.decay = lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return [optimizer], [self.decay] if returned else []
+
+    for factory in (
+        lp.OptimizerFactory("adamw", lr=1e-3),
+        lp.OptimizerFactory("adamw", lr=1e-3, schedule="constant"),
+        lp.OptimizerFactory(),
+    ):
+        fit_with(ns, quiet, factory, {"configure_optimizers": configure}, max_epochs=1)
+        said = any("Own.decay (ExponentialLR) was not returned" in line for line in factory.messages)
+        assert said is (not returned and factory.row is not None)
