@@ -12,8 +12,8 @@ import torch
 
 from lightning_perf.autopilot.halving import Pace
 from lightning_perf.host import PerfCallback, is_a
-from lightning_perf.host.run_length import configured_steps, own_max_steps, set_run_length
-from lightning_perf.optim.rebind import reference_lr
+from lightning_perf.host.run_length import accumulation_in, configured_steps, own_max_steps, set_run_length
+from lightning_perf.optim.held_rates import reference_lr
 from lightning_perf.optim.registry import list_optimizers
 from lightning_perf.report import Run
 
@@ -58,7 +58,7 @@ class Pacer(PerfCallback):
             return
         self._reset()
         self._max_steps = own_max_steps(trainer)
-        every = max(1, self.pace.steps // self.pace.evaluations) * trainer.accumulate_grad_batches
+        every = max(1, self.pace.steps // self.pace.evaluations) * accumulation_in(trainer, 0)
         self.undo(trainer).push(set_run_length(trainer, self.pace.steps, every))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

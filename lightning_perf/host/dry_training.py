@@ -17,6 +17,7 @@ from lightning_perf.host.dry_run import call_step, silent_copy, takes_iterator
 from lightning_perf.host.loader_door import fresh_batches, preserved_generators
 from lightning_perf.host.namespaces import MisconfigurationException, namespace_of
 from lightning_perf.host.rng import preserved_rng
+from lightning_perf.host.run_length import accumulation_in
 
 
 class DryTraining:
@@ -43,12 +44,13 @@ class DryTraining:
         trainer, optimizer = self._trainer, self.optimizer
         optimizer.zero_grad()
         losses = []
-        for _ in range(trainer.accumulate_grad_batches):
+        every = accumulation_in(trainer, trainer.current_epoch)
+        for _ in range(every):
             loss = self._loss(next(self._batches))
             if loss is None:
                 continue
             losses.append(loss.detach())
-            loss = loss / trainer.accumulate_grad_batches
+            loss = loss / every
             self.module.backward(loss if self._scaler is None else self._scaler.scale(loss))
         if not losses:
             return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from lightning_perf.host.doors import require
+from lightning_perf.host.namespaces import is_a
 
 
 def set_run_length(trainer: Any, steps: int, validate_every: int) -> Callable[[], None]:
@@ -50,6 +51,48 @@ def own_max_steps(trainer: Any) -> int:
     return int(require(require(require(trainer, "fit_loop"), "epoch_loop"), "max_steps"))
 
 
+def accumulation_by_epoch(trainer: Any) -> dict[int, int]:
+    """Batches per optimizer step from each epoch on, such as ``{0: 4}``, in the order of the epochs.
+
+    A GradientAccumulationScheduler sets the Trainer's number only when an epoch starts, so it is asked itself.
+    """
+    schedulers = [callback for callback in trainer.callbacks if is_a(callback, "GradientAccumulationScheduler")]
+    if not schedulers:
+        return {0: trainer.accumulate_grad_batches}
+    return dict(sorted({0: 1, **schedulers[-1].scheduling}.items()))
+
+
+def accumulation_in(trainer: Any, epoch: int) -> int:
+    """Batches per optimizer step in ``epoch``, also before it starts."""
+    return next(factor for start, factor in reversed(accumulation_by_epoch(trainer).items()) if start <= epoch)
+
+
+def steps_of_epochs(batches: int, epochs: int, accumulation: Mapping[int, int]) -> int:
+    """Optimizer steps of ``epochs`` of ``batches`` each; the last ones of an epoch make a step, however few they are.
+
+    Example::
+        >>> steps_of_epochs(10, 3, {0: 1, 2: 4})
+        23
+    """
+    starts = [start for start in sorted(accumulation) if start < epochs]
+    spans = zip(starts, [*starts[1:], epochs], strict=False)
+    return sum(math.ceil(batches / accumulation[start]) * (end - start) for start, end in spans)
+
+
+def optimizer_steps(trainer: Any) -> int | float:
+    """``trainer.estimated_stepping_batches``, which takes no note of a GradientAccumulationScheduler, with one counted in.
+
+    Makes the loaders, if need be; without a known length, infinity or ``max_steps``, as Lightning has it.
+    """
+    estimate = trainer.estimated_stepping_batches
+    batches, epochs, most = trainer.num_training_batches, trainer.max_epochs, trainer.max_steps
+    accumulation = accumulation_by_epoch(trainer)
+    if epochs in (None, -1) or math.isinf(batches) or accumulation == {0: trainer.accumulate_grad_batches}:
+        return estimate
+    steps = steps_of_epochs(int(batches), max(epochs, 1), accumulation)
+    return steps if most == -1 else min(steps, most)
+
+
 def configured_steps(trainer: Any, max_steps: int) -> int | None:
     """Optimizer steps of a whole training under ``max_steps`` and the Trainer's other limits; None if there is no end.
 
@@ -58,7 +101,7 @@ def configured_steps(trainer: Any, max_steps: int) -> int | None:
     epoch_loop = trainer.fit_loop.epoch_loop
     limited, epoch_loop.max_steps = epoch_loop.max_steps, max_steps
     try:
-        steps = trainer.estimated_stepping_batches
+        steps = optimizer_steps(trainer)
     finally:
         epoch_loop.max_steps = limited
     return int(steps) if 0 < steps < float("inf") else None
@@ -102,7 +145,6 @@ def progress_of(trainer: Any, *, starting: bool = False) -> Progress:
         starting: whether this is ``on_train_start``, where the last batch of an epoch is of one that is over.
     """
     automatic = trainer.lightning_module.automatic_optimization
-    every = trainer.accumulate_grad_batches
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
     batches = trainer.fit_loop.total_batch_idx + 1
     all_batches = trainer.num_training_batches * epochs
@@ -112,7 +154,9 @@ def progress_of(trainer: Any, *, starting: bool = False) -> Progress:
     fraction = fraction_done(trainer, 0 if over else this_epoch.current.ready)
     if not automatic:
         return Progress(batches, min(all_batches, steps), fraction)
-    limited = math.inf if math.isinf(all_batches) else math.ceil(trainer.num_training_batches / every) * epochs
+    limited = math.inf
+    if not math.isinf(all_batches):
+        limited = steps_of_epochs(trainer.num_training_batches, int(epochs), accumulation_by_epoch(trainer))
     return Progress(trainer.global_step, min(limited, steps), fraction)
 
 

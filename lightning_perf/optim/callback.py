@@ -18,8 +18,11 @@ from lightning_perf.host import (
     same_callback,
 )
 from lightning_perf.host.optimizer_door import loaded_optimizer_states
+from lightning_perf.host.run_length import optimizer_steps
+from lightning_perf.host.scheduler_door import at_scheduler_door
 from lightning_perf.optim.averaging import Ema
 from lightning_perf.optim.callback_evaluation import FitEvaluation
+from lightning_perf.optim.callback_own_rates import left_behind, sets_rates
 from lightning_perf.optim.callback_range_test import find_rate
 from lightning_perf.optim.callback_replacement import (
     Replacement,
@@ -80,7 +83,8 @@ class OptimizerFactory(PerfCallback):
         ValueError: unknown optimizer, schedule or option; ``lr <= 0``; settings that need a named optimizer, or that do
             not go together; a schedule over an unknown number of steps.
         MisconfigurationException: a named optimizer under manual optimization, FSDP, ModelParallel or DeepSpeed; a
-            scheduler that cannot drive the new optimizer; averaged weights under a strategy that shards.
+            scheduler that cannot drive the new optimizer, or whose rates cannot be scaled; averaged weights under a strategy
+            that shards.
 
     Example::
 
@@ -154,6 +158,8 @@ class OptimizerFactory(PerfCallback):
             if self.finds_lr and resumed:
                 self.say("the learning rate is the checkpoint's; no range test.")
             elif self.finds_lr:
+                if self.row is None:  # of a replaced optimizer's, it is known by now
+                    rates.check(pl_module)
                 at_loader_door(trainer, undo, on_start=lambda: self._find_rate(trainer, pl_module, rates))
             self._fuse(trainer, pl_module, setup)
             if alone:
@@ -211,12 +217,18 @@ class OptimizerFactory(PerfCallback):
 
     def _shape(self, trainer: Any, pl_module: Any, setup: OptimizerSetup) -> RunRates:
         """Replace what is to be replaced in ``setup``."""
-        groups, schedule = None, self.schedule
+        replaced, schedule = None, self.schedule
         if self.row is not None:
             replacement = self._replacement(trainer, pl_module)
             schedule = replacement.schedule
-            groups = replacement.apply(pl_module, setup, self.say)
-        rates = RunRates(setup, groups)
+            old, returned = setup.optimizers[0], [config.scheduler for config in setup.schedulers]
+            replaced = replacement.apply(pl_module, setup, self.say)
+            for line in left_behind(pl_module, old, returned):
+                self.say(line)
+        asked = self.row is not None or schedule != "keep" or self.finds_lr
+        if asked and (line := sets_rates(pl_module)) is not None:
+            self.say(line)
+        rates = RunRates(setup, replaced)
         if schedule not in ("keep", "none"):
             if not pl_module.automatic_optimization:
                 raise MisconfigurationException(
@@ -224,6 +236,8 @@ class OptimizerFactory(PerfCallback):
                     "optimizers and schedulers by hand (automatic_optimization=False); use schedule='keep'."
                 )
             rates.schedule(trainer, setup, schedule, self.warmup, self.say)
+            # The module's own lr_scheduler_step calls its own schedulers, in a way that need not fit ours.
+            self.undo(trainer).push(at_scheduler_door(pl_module, rates.is_ours))
         return rates
 
     def _replacement(self, trainer: Any, pl_module: Any) -> Replacement:
@@ -236,7 +250,7 @@ class OptimizerFactory(PerfCallback):
                     f"groups={self.groups!r} cannot be told apart under {type(trainer.strategy).__name__}, which re-creates "
                     "the parameters; use DDP or a single device, or leave groups out."
                 )
-            known = 0 < trainer.estimated_stepping_batches < float("inf")
+            known = 0 < optimizer_steps(trainer) < float("inf")
             row, options, infer, lr = get_optimizer(_FALLBACK), {}, False, None
             schedule = "warmup_linear" if known else "constant"
             self.say(
@@ -249,7 +263,7 @@ class OptimizerFactory(PerfCallback):
                 rate, power = rate_and_power(pl_module)
                 options = {"r": power, **options}
                 lr = rate if lr is None else lr
-            total = trainer.estimated_stepping_batches
+            total = optimizer_steps(trainer)
             if "warmup_steps" not in options:
                 known = 0 < total < float("inf")
                 warmup = warmup_within(trainer, self.warmup, self.say)

@@ -10,6 +10,7 @@ import torch
 
 from lightning_perf.host import MisconfigurationException, dry_training
 from lightning_perf.host.optimizer_door import raw
+from lightning_perf.host.run_length import optimizer_steps
 from lightning_perf.optim.range_test import growing_rates, has_diverged, suggest
 
 
@@ -59,5 +60,5 @@ def find_rate(
 
 
 def _share(trainer: Any, steps: int) -> str:
-    total = trainer.estimated_stepping_batches
+    total = optimizer_steps(trainer)
     return f" ({100 * steps / total:.0f} % of this run's)" if 0 < total < math.inf else ""

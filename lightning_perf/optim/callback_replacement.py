@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
@@ -12,23 +12,32 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_perf.host import MisconfigurationException, OptimizerSetup
 from lightning_perf.host.optimizer_door import scheduler_config
+from lightning_perf.host.run_length import optimizer_steps
 from lightning_perf.optim.cost import Costly
-from lightning_perf.optim.param_groups import describe_groups
-from lightning_perf.optim.rebind import (
+from lightning_perf.optim.held_rates import (
+    LEARNING_RATES,
     SchedulerRates,
-    cannot_rebind,
-    forget_schedulers,
-    groups_like,
-    groups_over,
+    cannot_scale,
     peak_of,
     rates_like,
-    rebind,
     reference_lr,
 )
+from lightning_perf.optim.param_groups import describe_groups
+from lightning_perf.optim.rebind import cannot_rebind, forget_schedulers, groups_like, groups_over, rebind
 from lightning_perf.optim.registry import OptimizerRow, build
 from lightning_perf.optim.schedules import get_schedule, make_factor, resolve_warmup
 
 Say = Callable[[str], None]
+
+
+class Replaced(NamedTuple):
+    """What a :class:`Replacement` leaves to be set anew for another peak learning rate.
+
+    ``groups`` are the optimizer's, as a function of the peak; ``held`` are the rates in schedulers that were moved.
+    """
+
+    groups: Callable[[float], list[dict[str, Any]]]
+    held: SchedulerRates | None
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,10 @@ class Replacement:
         default = self.row.defaults.get("lr")
         return self.lr if self.lr is not None else float(default if isinstance(default, (int, float)) else 1e-3)
 
-    def apply(self, module: Any, setup: OptimizerSetup, say: Say) -> Callable[[float], list[dict[str, Any]]]:
-        """Replace the optimizer of ``setup``; returns the groups as a function of the peak learning rate."""
+    def apply(self, module: Any, setup: OptimizerSetup, say: Say) -> Replaced:
+        """Replace the optimizer of ``setup``."""
         old = setup.optimizers[0]
-        if not reference_lr(old) > 0:
-            raise MisconfigurationException(
-                f"{type(old).__name__} of {type(module).__name__} has learning rate {reference_lr(old)}: the module sets "
-                "it itself, and no ratio can be carried over; use OptimizerFactory() to keep the optimizer."
-            )
+        _check_ratios(module, old)
         bound = self.schedule == "keep" and bool(setup.schedulers)
         if bound and self.groups:
             raise MisconfigurationException(
@@ -77,8 +82,7 @@ class Replacement:
             return made if self.row.grouping is None else self.row.grouping(module, made, split=not bound)
 
         new = build(self.row.name, groups(self.rate), lr=self.rate, weight_decay=decay, options=self.options)
-        if self.schedule == "keep":
-            self._move_schedulers(setup, old, new)
+        held = self._move_schedulers(module, setup, old, new) if self.schedule == "keep" else None
         kept = "; the module's groups and scheduler were kept" if bound else ""
         if self.schedule == "none" and setup.schedulers:
             kept = f"; the module's {', '.join(type(c.scheduler).__name__ for c in setup.schedulers)} was left out"
@@ -92,7 +96,7 @@ class Replacement:
         )
         if isinstance(new, Costly):
             say(new.cost_note())
-        return groups
+        return Replaced(groups, held)
 
     def _decay(self) -> float | None:
         default = self.row.defaults.get("weight_decay")
@@ -100,28 +104,59 @@ class Replacement:
             return float(default)
         return self.weight_decay
 
-    def _move_schedulers(self, setup: OptimizerSetup, old: Optimizer, new: Optimizer) -> None:
-        schedulers = [config.scheduler for config in setup.schedulers]
-        for scheduler in schedulers:
-            reason = cannot_rebind(scheduler, new)
+    def _move_schedulers(self, module: Any, setup: OptimizerSetup, old: Optimizer, new: Optimizer) -> SchedulerRates:
+        for config in setup.schedulers:
+            reason = _cannot_follow(config, old, self.rate, module) or cannot_rebind(config.scheduler, new)
             if reason is not None:
                 raise MisconfigurationException(
                     f"schedule='keep' cannot move the module's scheduler: {reason}. Pass one of our schedules, such as "
                     "schedule='one_cycle', or an optimizer of the same kind."
                 )
+        schedulers = [config.scheduler for config in setup.schedulers]
         rates = SchedulerRates(schedulers, old)
         for scheduler in schedulers:
             rebind(scheduler, old, new)
         rates.scale(self.rate)
+        return rates
+
+
+def _check_ratios(module: Any, optimizer: Optimizer) -> None:
+    if not reference_lr(optimizer) > 0:
+        raise MisconfigurationException(
+            f"{type(optimizer).__name__} of {type(module).__name__} has learning rate {reference_lr(optimizer)}: the module "
+            "sets it itself, and no ratio can be carried over; use OptimizerFactory() to keep the optimizer."
+        )
+
+
+def _cannot_follow(config: Any, optimizer: Optimizer, lr: float, module: Any) -> str | None:
+    """Why the scheduler of ``config`` would not follow ``optimizer`` to the peak ``lr``, or ``None`` if it would."""
+    trainer = module.trainer
+    return cannot_scale(
+        config.scheduler,
+        optimizer,
+        lr,
+        calls=lambda: trainer.max_epochs if config.interval == "epoch" else optimizer_steps(trainer),
+        metric=config.reduce_on_plateau,
+        shared=(trainer, *module.modules()),
+    )
 
 
 def warmup_within(trainer: Any, warmup: float | int, say: Say) -> float | int:
     """The warm-up; under ``fast_dev_run`` at most all steps but one, since a real run is longer."""
-    most = trainer.estimated_stepping_batches - 1
+    most = optimizer_steps(trainer) - 1
     if not trainer.fast_dev_run or not isinstance(warmup, int) or warmup <= most:
         return warmup
     say(f"fast_dev_run is too short for warmup={warmup}; it is {most:.0f} in it.")
     return int(most)
+
+
+class OurSchedule(LambdaLR):
+    """The factor of a step times the peaks of the groups there were; groups added later have the rates they came with."""
+
+    def get_lr(self) -> list[Any]:
+        """torch's hook."""
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        return [*super().get_lr(), *(group["lr"] for group in added)]
 
 
 class RunRates:
@@ -129,32 +164,50 @@ class RunRates:
 
     Args:
         setup: optimizer and schedulers, as :class:`Replacement` left them.
-        groups: its result; ``None`` where the module's optimizer is kept.
+        replaced: its result; ``None`` where the module's optimizer is kept.
     """
 
-    def __init__(self, setup: OptimizerSetup, groups: Callable[[float], list[dict[str, Any]]] | None) -> None:
-        self._optimizer, self._groups = setup.optimizers[0], groups
-        self._schedulers = SchedulerRates([config.scheduler for config in setup.schedulers], self._optimizer)
+    def __init__(self, setup: OptimizerSetup, replaced: Replaced | None) -> None:
+        self._optimizer = setup.optimizers[0]
+        self._groups, held = replaced or (None, None)
+        self._kept = list(setup.schedulers)
+        self._held = held or SchedulerRates([config.scheduler for config in self._kept], self._optimizer)
         self._ours: tuple[Any, Callable[[int], float]] | None = None
         self._own = [dict(group) for group in self._optimizer.param_groups]
 
     def schedule(self, trainer: Any, setup: OptimizerSetup, name: str, warmup: float | int, say: Say) -> None:
         """Put the schedule called ``name`` in place of the schedulers of ``setup``."""
-        total = trainer.estimated_stepping_batches
+        total = optimizer_steps(trainer)
         if get_schedule(name).needs_total:
             warmup = warmup_within(trainer, warmup, say)
         factor = make_factor(name, total, warmup)
         forget_schedulers(self._optimizer, [config.scheduler for config in setup.schedulers])
         replaced = ", ".join(type(config.scheduler).__name__ for config in setup.schedulers)
         self._own = [dict(group) for group in self._optimizer.param_groups]
-        config = scheduler_config(trainer, LambdaLR(self._optimizer, factor))
+        config = scheduler_config(trainer, OurSchedule(self._optimizer, factor))
         setup.schedulers[:] = [config]
-        self._ours = config, factor
+        self._ours, self._kept = (config, factor), []
         steps = ""
         if get_schedule(name).needs_total:
             steps = f" over {total} optimizer steps, {resolve_warmup(warmup, int(total))} of them warm-up"
         instead = f" in place of the module's {replaced}" if replaced else ""
         say(f"schedule {name}{steps}{instead}.")
+
+    def is_ours(self, scheduler: Any) -> bool:
+        """Whether a scheduler is the one that :meth:`schedule` made."""
+        return self._ours is not None and scheduler is self._ours[0].scheduler
+
+    def check(self, module: Any) -> None:
+        """Refuse, before a rate is looked for, a scheduler of the module's that could not be given it."""
+        _check_ratios(module, self._optimizer)
+        for config in self._kept:
+            # Any other rate will do: a shape scales or it does not.
+            reason = _cannot_follow(config, self._optimizer, reference_lr(self._optimizer) / 8, module)
+            if reason is not None:
+                raise MisconfigurationException(
+                    f"lr='auto' cannot scale the module's scheduler: {reason}. Pass one of our schedules, such as "
+                    "schedule='one_cycle', or leave lr out."
+                )
 
     def peaks(self, lr: float) -> list[float]:
         """The peak of every group if ``lr`` is that of the run."""
@@ -166,16 +219,16 @@ class RunRates:
     def set(self, lr: float) -> None:
         """Make ``lr`` the peak of the groups and of every scheduler, at the start of the run."""
         for group, own in zip(self._optimizer.param_groups, self._at(lr), strict=True):
-            for key in ("lr", "initial_lr", "max_lr", "min_lr"):
+            for key in LEARNING_RATES:
                 if key in own:
                     _assign(group, key, own[key])
                 elif key == "initial_lr":
                     group.pop(key, None)
         if self._ours is None:
-            self._schedulers.scale(lr)
+            self._held.scale(lr)
         else:
             config, factor = self._ours
-            config.scheduler = LambdaLR(self._optimizer, factor)
+            config.scheduler = OurSchedule(self._optimizer, factor)
 
 
 def _assign(group: dict[str, Any], key: str, value: Any) -> None:
@@ -186,14 +239,17 @@ def _assign(group: dict[str, Any], key: str, value: Any) -> None:
 
 
 def check_checkpoint(states: list[Any], new: Optimizer, who: str) -> None:
-    """A checkpoint of another optimizer cannot be resumed: say so before torch fails in its own words."""
+    """A checkpoint of another optimizer cannot be resumed: say so before torch fails in its own words.
+
+    Groups that were added in training, as finetuning callbacks add them, are for whoever added them to restore.
+    """
     if not states:
         return
     saved = states[0]["param_groups"]
     ours = [len(group["params"]) for group in new.param_groups]
     theirs = [len(group["params"]) for group in saved]
     missing = sorted(set(new.defaults) - set(saved[0]))
-    if ours != theirs or missing:
+    if ours != theirs[: len(ours)] or missing:
         what = f"lacks {', '.join(missing)}" if missing else f"has groups of {theirs} parameters, not {ours}"
         raise MisconfigurationException(
             f"{who} cannot resume this checkpoint: its optimizer is another one ({what}). Start a new run from its weights "

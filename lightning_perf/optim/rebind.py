@@ -7,34 +7,17 @@ other would have given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR
 
+from lightning_perf.optim.held_rates import LEARNING_RATES, nested, peak_of, rates_like, reference_lr
 from lightning_perf.optim.param_groups import infer_groups
 
-_LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 _MOMENTA = ("base_momentum", "max_momentum")
-
-
-def reference_lr(optimizer: Optimizer) -> float:
-    """The learning rate that ``optimizer`` was given: the largest peak of its groups, before any schedule scaled it."""
-    return max(peak_of(group) for group in optimizer.param_groups)
-
-
-def peak_of(group: Mapping[str, Any]) -> float:
-    """The learning rate of a group before any schedule scaled it."""
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
-
-
-def rates_like(groups: Iterable[Mapping[str, Any]], lr: float) -> list[dict[str, Any]]:
-    """The learning rates of ``groups``, and those that schedulers keep there, scaled so that the largest peak is ``lr``."""
-    groups = list(groups)
-    peak = max(peak_of(group) for group in groups)
-    return [{key: lr * (group[key] / peak) for key in _LEARNING_RATES if key in group} for group in groups]
 
 
 def groups_like(optimizer: Optimizer, *, lr: float, weight_decay: float | None) -> list[dict[str, Any]]:
@@ -93,23 +76,25 @@ def groups_over(
 
 def forget_schedulers(optimizer: Optimizer, schedulers: Iterable[Any]) -> None:
     """Put the peaks back that schedulers have scaled, and the momenta that they cycle."""
+    schedulers = list(schedulers)
+    for one in (part for scheduler in schedulers for part in nested(scheduler)):
+        if isinstance(one, CyclicLR) and one.optimizer is optimizer:
+            for group, peak in zip(optimizer.param_groups, one.max_lrs, strict=True):
+                group["max_lr"] = peak
     cycled = any(getattr(scheduler, "cycle_momentum", False) for scheduler in schedulers)
     for group in optimizer.param_groups:
         group["lr"] = peak_of(group)
-        for key in ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"):
-            group.pop(key, None)
+        for key in (*LEARNING_RATES, *_MOMENTA):
+            if key != "lr":
+                group.pop(key, None)
         for key in ("betas", "momentum"):
             if cycled and key in group:
                 group[key] = optimizer.defaults[key]
 
 
 def cannot_rebind(scheduler: Any, new: Optimizer) -> str | None:
-    """Why ``scheduler`` cannot drive ``new``, or ``None`` if it can."""
-    for one in _nested(scheduler):
-        if not isinstance(one, LRScheduler | ReduceLROnPlateau):
-            return f"{type(one).__name__} is not a scheduler of torch"
-        if isinstance(one, CyclicLR):
-            return "CyclicLR keeps its peaks to itself"
+    """Why ``scheduler``, whose rates can be scaled, cannot drive ``new``, or ``None`` if it can."""
+    for one in nested(scheduler):
         if getattr(one, "cycle_momentum", False) and bool(getattr(one, "use_beta1", False)) != (
             "betas" in new.defaults
         ):
@@ -124,37 +109,13 @@ def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> None:
     """Make ``scheduler`` (and the schedulers inside it) drive ``new`` in place of ``old``.
 
     ``new`` must have the groups of :func:`groups_like`; the rates that schedulers keep to themselves are scaled by
-    :class:`SchedulerRates`.
+    :class:`lightning_perf.optim.held_rates.SchedulerRates`.
     """
     rates = [group["lr"] for group in new.param_groups]
     LambdaLR(new, lambda _: 1.0)  # marks new.step as tracked, or torch warns that the step was overridden
     for group, lr in zip(new.param_groups, rates, strict=True):
         group["lr"] = lr
-    for one in _nested(scheduler):
-        if getattr(one, "optimizer", None) is old:
-            one.optimizer = new
-
-
-class SchedulerRates:
-    """The learning rates that schedulers keep to themselves, as they are now, to be scaled as often as wanted."""
-
-    def __init__(self, schedulers: Iterable[Any], optimizer: Optimizer) -> None:
-        self._reference = reference_lr(optimizer)
-        self._rows = [
-            (one, key, list(getattr(one, key)))
-            for scheduler in schedulers
-            for one in _nested(scheduler)
-            for key in ("base_lrs", "max_lrs", "_last_lr")
-            if getattr(one, "optimizer", None) is optimizer and isinstance(getattr(one, key, None), list)
-        ]
-
-    def scale(self, lr: float) -> None:
-        """Scale them so that what was the largest peak of the optimizer becomes ``lr``."""
-        for scheduler, key, values in self._rows:
-            setattr(scheduler, key, [lr * (value / self._reference) for value in values])
-
-
-def _nested(scheduler: Any) -> Iterator[Any]:
-    yield scheduler
-    for inner in getattr(scheduler, "_schedulers", ()):
-        yield from _nested(inner)
+    for one in nested(scheduler):
+        for key, value in list(vars(one).items()):
+            if value is old:
+                setattr(one, key, new)

@@ -17,7 +17,7 @@ from lightning_perf.optim.rows import ROWS
 from lightning_perf.optim.rows import OptimizerRow as OptimizerRow
 
 _GROUP_KEYS = {"params", "name", "names", "param_names"}
-_SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
+_SCHEDULER_KEYS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 
 
 # The first row of a class is the one its own name stands for.

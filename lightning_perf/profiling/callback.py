@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_perf.host import BatchMeter, PerfCallback
+from lightning_perf.host.run_length import accumulation_by_epoch
 from lightning_perf.profiling.callback_evidence import training_loader
 from lightning_perf.profiling.callback_observe import Observations
 from lightning_perf.profiling.callback_summary import build_report
@@ -189,5 +190,5 @@ class ThroughputProfiler(PerfCallback):
 def _known_batches(trainer: Any) -> int | None:
     """How many batches the fit may train at most; ``None`` without a limit."""
     epochs, steps = (math.inf if most in (None, -1) else most for most in (trainer.max_epochs, trainer.max_steps))
-    most = min(trainer.num_training_batches * epochs, steps * trainer.accumulate_grad_batches)
+    most = min(trainer.num_training_batches * epochs, steps * max(accumulation_by_epoch(trainer).values()))
     return int(most) if math.isfinite(most) else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_perf.host import MisconfigurationException
+from lightning_perf.host.run_length import accumulation_by_epoch
 
 
 def check_moment(name: str, value: float | int) -> None:
@@ -38,25 +40,41 @@ def batches_until(moment: float | int, total: int | None) -> float:
     return float("inf") if total is None else moment * total
 
 
-def batches_of_run(per_epoch: float, epochs: int | None, steps: int, accumulate: int) -> int | None:
+def batches_of_run(
+    per_epoch: float, epochs: int | None, steps: int, accumulation: int | Mapping[int, int]
+) -> int | None:
     """Batches of a run by its limits of epochs and steps (-1: none), whichever comes first; None without an end.
 
-    The last batches of an epoch make a step, however few they are.
+    The last batches of an epoch make a step, however few they are. ``accumulation`` is the number of batches in a step, or
+    that from each epoch on.
 
     Example::
 
         >>> batches_of_run(10, 2, -1, 4), batches_of_run(10, -1, 4, 4), batches_of_run(float("inf"), -1, -1, 1)
         (20, 14, None)
+        >>> batches_of_run(10, -1, 12, {0: 1, 1: 4})  # ten steps, and two of four batches each
+        18
     """
+    by_epoch = {0: accumulation} if isinstance(accumulation, int) else accumulation
     limits = []
     if epochs not in (None, -1) and per_epoch < float("inf"):
         limits.append(int(per_epoch) * int(epochs or 0))
     if steps != -1 and per_epoch == float("inf"):
-        limits.append(steps * accumulate)
+        limits.append(steps * by_epoch[0])
     elif steps != -1 and per_epoch > 0:
-        whole, rest = divmod(steps, -(-int(per_epoch) // accumulate))
-        limits.append(whole * int(per_epoch) + rest * accumulate)
+        limits.append(_batches_of_steps(int(per_epoch), steps, by_epoch))
     return min(limits, default=None)
+
+
+def _batches_of_steps(per_epoch: int, steps: int, accumulation: Mapping[int, int]) -> int:
+    batches, starts = 0, sorted(accumulation)
+    for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+        whole, rest = divmod(steps, math.ceil(per_epoch / accumulation[start]))
+        if whole < end - start:
+            return batches + whole * per_epoch + rest * accumulation[start]
+        batches += int(end - start) * per_epoch
+        steps -= int(end - start) * math.ceil(per_epoch / accumulation[start])
+    raise AssertionError("the last span has no end")
 
 
 @dataclass
@@ -80,7 +98,7 @@ class Schedule:
             trainer.num_training_batches,
             trainer.max_epochs,
             trainer.max_steps,
-            trainer.accumulate_grad_batches if automatic else 1,
+            accumulation_by_epoch(trainer) if automatic else 1,
         )
         self._total = None if total is None else max(total - self.first, 0)
         if self._total is not None:

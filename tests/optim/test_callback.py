@@ -43,6 +43,7 @@ def fit(
     *,
     kind: str = "plain",
     loader: Any = None,
+    resume: Any = None,
     **arguments: Any,
 ) -> tuple[Any, Any, Rates]:
     base = type(make(kind, ns))
@@ -54,7 +55,7 @@ def fit(
     torch.manual_seed(11)
     record = Rates(ns)
     trainer = ns.Trainer(**{**quiet, "max_epochs": 2, **arguments}, callbacks=[factory, record.callback])
-    trainer.fit(module, loader if loader is not None else images(), images(8, shuffle=False))
+    trainer.fit(module, loader if loader is not None else images(), images(8, shuffle=False), ckpt_path=resume)
     return trainer, module, record
 
 

@@ -134,6 +134,11 @@ def scheduled(module: Any) -> Any:
     return [optimizer], [{"scheduler": lr_scheduler.CosineAnnealingLR(optimizer, 12), "interval": "step"}]
 
 
+def floored(module: Any) -> Any:
+    optimizer = two_groups(module)
+    return [optimizer], [{"scheduler": lr_scheduler.CosineAnnealingLR(optimizer, 12, eta_min=7e-4), "interval": "step"}]
+
+
 def falling(module: Any) -> Any:
     optimizer = two_groups(module)
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: (12 - step) / 12)
@@ -150,6 +155,7 @@ CASES: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
     "named": ({"optimizer": "adamw"}, None, {}),
     "groups": ({"optimizer": "sgd", "groups": {"net.4.bias": {"lr": 1e-5}}}, two_groups, {}),
     "kept scheduler": ({"optimizer": "nadam"}, scheduled, {}),
+    "kept floor": ({"optimizer": "nadam"}, floored, {}),
     "kept lambda": ({"optimizer": "nadam"}, falling, {}),
     "own with lambda": ({}, falling, {}),
     "kept one_cycle": ({"optimizer": "adamw"}, one_cycle, {}),
