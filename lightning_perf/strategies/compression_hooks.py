@@ -77,16 +77,36 @@ class _Staging:
 class Int8Hook:
     """Gradients travel as int8 with a scale for every 256; what the rounding loses is sent with the next step's.
 
+    What arrives for parameters that no process has used since the last exchange DDP drops, as of one network in the backward
+    of another. So what is owed of a parameter that this process has not used waits until it uses it again.
+
     Args:
         exchange: how messages go to the other processes.
         module: the module inside DDP, whose names the state is saved under.
+        some_unused: whether a backward may leave parameters unused (``find_unused_parameters``), which it is then asked.
     """
 
-    def __init__(self, exchange: Exchange, module: nn.Module) -> None:
+    def __init__(self, exchange: Exchange, module: nn.Module, *, some_unused: bool = False) -> None:
         self._exchange = exchange
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._buckets: dict[int, _Staging] = {}
         self._kept: dict[int, Tensor] = {}
+        self._used: set[int] = set()
+        self._handles = self._listen(module) if some_unused else []
+
+    def _listen(self, module: nn.Module) -> list[Any]:
+        """Note which parameters get a gradient; autograd calls this before DDP counts the parameter as ready."""
+        used = self._used
+
+        def note(parameter: Tensor) -> None:
+            used.add(id(parameter))
+
+        return [one.register_post_accumulate_grad_hook(note) for one in module.parameters() if one.requires_grad]
+
+    def release(self) -> None:
+        """Leave the parameters without hooks."""
+        for handle in self._handles:
+            handle.remove()
 
     def reduce(self, state: Any, bucket: GradBucket) -> Result:
         """DDP's hook."""
@@ -99,7 +119,19 @@ class Int8Hook:
             _copy_all(gradients, staging.views)
             return buffer
 
-        return self._exchange.start(bucket, quantize_with_feedback(staging.gradients, staging.residual), decode)
+        return self._exchange.start(bucket, self._message(staging), decode)
+
+    def _message(self, staging: _Staging) -> Tensor:
+        """What goes to the others, with what was owed of the parameters that were used."""
+        waiting = [staging.residuals[key] for key in staging.keys if self._handles and key not in self._used]
+        self._used.difference_update(staging.keys)
+        if not waiting:
+            return quantize_with_feedback(staging.gradients, staging.residual)
+        owed = [residual.clone() for residual in waiting]
+        torch._foreach_zero_(waiting)  # pyright: ignore[reportPrivateImportUsage]
+        message = quantize_with_feedback(staging.gradients, staging.residual)
+        _copy_all(waiting, owed)
+        return message
 
     def _staging(self, bucket: GradBucket) -> _Staging:
         """The staging of a bucket; DDP rebuilds its buckets after the first backward, the residuals move along."""
@@ -142,7 +174,7 @@ def compress(
     skips = wrapper.skip_all_reduce_unused_params
     exchange = Exchange(group, swaps=swaps(compression, size, on_cpu=on_cpu, skips_unused=skips))
     if travels_as(compression, size) == "int8":
-        hook = Int8Hook(exchange, wrapper.module)
+        hook = Int8Hook(exchange, wrapper.module, some_unused=wrapper.find_unused_parameters)
         if residuals is not None:
             hook.load_state_dict(residuals)
         wrapper.register_comm_hook(None, hook.reduce)

@@ -205,6 +205,8 @@ class PerfDDPMixin(_DDPStrategy):
         if self.acting.compression and self.world_size > 1:
             self._int8 = compress(wrapper, self.acting.compression, self._residuals, self.say)
             self._undo_run.push(setattr, self, "_int8", None)
+            if self._int8 is not None:
+                self._undo_run.push(self._int8.release)
         elif self._ddp_comm_hook is not None:
             hook = self._ddp_comm_wrapper(self._ddp_comm_hook) if self._ddp_comm_wrapper else self._ddp_comm_hook
             wrapper.register_comm_hook(state=self._ddp_comm_state, hook=hook)

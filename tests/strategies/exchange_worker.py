@@ -58,6 +58,50 @@ def check_mixed() -> dict[str, Any]:
     return {"gradients": len(plain), "apart": found}
 
 
+class InTurns(torch.nn.Module):
+    """Two networks of which a forward uses one: one slope of 1 or 2 and many small ones, which int8 sends one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (torch.nn.Parameter(torch.zeros(256)) for _ in range(2))
+        slopes = torch.full((256,), 1e-3)
+        slopes[0] = 1.0
+        self.slopes = slopes * (1 + dist.get_rank())
+
+    def forward(self, name: str) -> torch.Tensor:
+        return (getattr(self, name) * self.slopes).sum()
+
+
+def check_turns(order: str) -> dict[str, Any]:
+    """A small weight of both networks after 60 steps each with SGD, with every way of sending.
+
+    The gradients of a network are cleared behind its step or before its backward, and then those of its last step lie there
+    in the other's backward; or each process uses the other network.
+    """
+
+    if not dist.is_initialized():  # alone, without the fits before it
+        dist.init_process_group("gloo")
+
+    def go(compression: str | None) -> list[float]:
+        wrapper = torch.nn.parallel.DistributedDataParallel(InTurns(), find_unused_parameters=True)
+        if compression is not None:
+            compress(wrapper, compression, None, print)
+        optimizers = {name: torch.optim.SGD([getattr(wrapper.module, name)], lr=1.0) for name in ("a", "b")}
+        for step in range(120):
+            name = "ab"[(step + (dist.get_rank() if order == "apart" else 0)) % 2]
+            stepped = list(optimizers.values()) if order == "apart" else [optimizers[name]]
+            for optimizer in stepped if order != "cleared_behind" else ():
+                optimizer.zero_grad()
+            wrapper(name).backward()
+            for optimizer in stepped:
+                optimizer.step()
+                if order == "cleared_behind":
+                    optimizer.zero_grad()
+        return [float(weight[1]) for weight in wrapper.parameters()]
+
+    return {str(compression): go(compression) for compression in (None, "bf16", "int8")}
+
+
 class Deep(ns.LightningModule):
     """Messages of some 64 KB: small ones arrive whole before anybody can let go of them."""
 
@@ -118,6 +162,8 @@ def main(out: str, *only: str) -> None:
                 compression, where, path.parent
             )
     cases["mixed"] = check_mixed  # in the process group of the fits
+    for order in ("cleared_behind", "cleared_before", "apart"):
+        cases[f"turns-{order}"] = lambda order=order: check_turns(order)
     run_cases({name: case for name, case in cases.items() if not only or name in only}, path)
 
 

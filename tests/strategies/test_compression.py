@@ -136,3 +136,33 @@ def test_residuals_stay_with_their_parameters_through_buckets() -> None:
     assert [len(one) for one in made] == [1, 1, 2, 2]
     assert made[0][0] is made[1][0]
     assert all(one is other for one, other in zip(made[2], made[3], strict=True))
+
+
+def test_what_is_owed_of_unused_parameters_waits() -> None:
+    """Two layers, of which backwards use one or both: owed and applied add up to what was given; DDP drops the rest."""
+    module, generator = torch.nn.ModuleList([torch.nn.Linear(7, 3) for _ in range(2)]), torch.Generator().manual_seed(4)
+    hook = Int8Hook(Alone(), module, some_unused=True)  # pyright: ignore[reportArgumentType]
+    parameters = list(module.parameters())
+    given, applied = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
+    for used in ((0, 1), (0,), (1,), (1,), (0, 1), (1,), (0,)):
+        before = hook.state_dict()
+        module.zero_grad()
+        rows = torch.randn(5, 7, generator=generator)
+        sum(module[index](rows).square().sum() for index in used).backward()  # pyright: ignore
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in parameters]
+        for index in used:
+            for place in (2 * index, 2 * index + 1):
+                given[place] += gradients[place]
+        hook.reduce(None, Bucket(0, parameters, gradients))  # pyright: ignore[reportArgumentType]
+        for name, index in (("0", 0), ("1", 1)):
+            if index not in used:
+                assert all(torch.equal(hook.state_dict()[key], one) for key, one in before.items() if key[0] == name)
+            else:
+                for place in (2 * index, 2 * index + 1):
+                    applied[place] += gradients[place]
+    owed = hook.state_dict()
+    for (name, _), all_given, all_applied in zip(module.named_parameters(), given, applied, strict=True):
+        assert torch.allclose(all_applied + owed[name], all_given, atol=1e-4)
+        assert owed[name].abs().max() > 0
+    hook.release()
+    assert not any(one._post_accumulate_grad_hooks for one in parameters)
