@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lightning_perf as lp
-from lightning_perf.strategies.compression import dequantize, padded, quantize
-from lightning_perf.strategies.momentum import Momenta
+from lightning_perf.strategies.compression import padded
+from lightning_perf.strategies.momentum import Momenta, mean_of_bytes, to_bytes
 from tests.ranks import run_cases
 from tests.strategies.modules import rows
 from tests.strategies.worker import flat, ranks_are_equal, trainer_of
@@ -31,7 +31,7 @@ def _gathered(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def check_adam() -> dict[str, Any]:
-    """Beside the mean of what was there: how far away in units of the largest number, and what else has changed."""
+    """Beside the mean of what was there: how far away in units of what rounding may do, and what else has changed."""
     rank, generator = dist.get_rank(), torch.Generator().manual_seed(dist.get_rank())
     large, small = torch.nn.Parameter(torch.zeros(30, 20)), torch.nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.AdamW([large, small])
@@ -46,9 +46,11 @@ def check_adam() -> dict[str, Any]:
     momenta.send()
     momenta.receive()
     means = {p: torch.stack(_gathered(values)).mean(0) for p, values in before.items()}
-    apart = [float((optimizer.state[p]["exp_avg"] - means[p]).abs().max() / before[p].abs().max()) for p in stepped]
+    sizes = {p: torch.stack(_gathered(values.abs())) for p, values in before.items()}
+    rounding = {p: size.mean(0) / 16 + size.max() / 229_376 for p, size in sizes.items()}
+    apart = [float(((optimizer.state[p]["exp_avg"] - means[p]).abs() / rounding[p]).max()) for p in stepped]
     return {
-        "apart": apart,
+        "apart": max(apart),
         "equal": ranks_are_equal([optimizer.state[large]["exp_avg"]]),
         "second": torch.equal(second, optimizer.state[large]["exp_avg_sq"]),
         "stepped": len(stepped),
@@ -110,12 +112,11 @@ def _by_hand(averages: bool) -> torch.Tensor:
             for one in both:
                 one.data.copy_(mean)
         for pair in zip(*moments, strict=True) if averages else ():
-            rounded = [
-                dequantize(*quantize(torch.nn.functional.pad(one.flatten(), (0, padded(one.numel()) - one.numel()))))
-                for one in pair
+            sent = [
+                to_bytes(torch.nn.functional.pad(one.flatten(), (0, padded(one.numel()) - one.numel()))) for one in pair
             ]
             for one in pair:
-                one.copy_(((rounded[0] + rounded[1]) / 2)[: one.numel()].view(one.shape))
+                one.copy_(mean_of_bytes(sent)[: one.numel()].view(one.shape))
     return flat(modules[0].parameters())
 
 
