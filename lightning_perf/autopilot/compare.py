@@ -68,7 +68,7 @@ def compare(
 
     Raises:
         ValueError: fewer than two variants, ``pairs < 1``, an unknown mode, a factory that returns something else, or
-            a Trainer or module that it has returned before.
+            a Trainer, module, callback or strategy that has been in a run before.
         RuntimeError: every run of the baseline failed.
 
     Example::
@@ -177,21 +177,33 @@ def fresh(factory: Factory, what: str) -> tuple[Any, Any, Any]:
 
 
 class FirstTime:
-    """Refuses Trainers and modules that a function has returned before: they are trained already."""
+    """Refuses what has been in a run before: it begins where that run ended.
+
+    An early stopping remembers its best value, a Trainer its epoch, a strategy its optimizers, a precision plugin its scale.
+    """
 
     def __init__(self) -> None:
         self._seen: list[weakref.ref[Any]] = []
 
-    def check(self, what: str, *made: Any) -> None:
-        """Look at what ``what`` has returned, and remember it.
+    def check(self, what: str, trainer: Any, module: Any) -> None:
+        """Look at what ``what`` has returned, the Trainer's callbacks included, and remember it.
 
         Raises:
             BadFactory: one of them was here before.
         """
         self._seen = [known for known in self._seen if known() is not None]
-        if any(known() is one for known in self._seen for one in made):
+        if any(self._knows(one) for one in (trainer, module)):
             raise BadFactory(f"{what} returned what has been trained already; build Trainer and module inside it.")
-        self._seen += [weakref.ref(one) for one in made]
+        parts = [*trainer.callbacks, trainer.strategy, trainer.strategy.precision_plugin]
+        for part in filter(self._knows, parts):
+            raise BadFactory(
+                f"{what} returned a Trainer whose {type(part).__name__} has been in a run before, and goes on from there; "
+                "build it inside."
+            )
+        self._seen += [weakref.ref(one) for one in (trainer, module, *parts)]
+
+    def _knows(self, one: Any) -> bool:
+        return any(known() is one for known in self._seen)
 
 
 @contextlib.contextmanager

@@ -167,12 +167,13 @@ def _in_process(factory: Factory, mode: str | None) -> Trial:
     def run(candidate: Candidate, seed: int, position: int, pace: Pace, metric: str | None) -> Run:
         seed_everything(seed)
         trainer, module, data = fresh(factory, "the function")
-        first_time.check("the function", trainer, module)
         stopwatch, pacer = stopwatch_for(trainer, metric, mode), Pacer(pace)
         make_way(trainer)
         callback = candidate.factory()
         if callback is not None:
             trainer.callbacks[:] = [one for one in trainer.callbacks if not isinstance(one, OptimizerFactory)]
+        first_time.check("the function", trainer, module)
+        if callback is not None:
             trainer.callbacks.append(callback)
         trainer.callbacks[:0] = [stopwatch, pacer]
         with interruptible(trainer):

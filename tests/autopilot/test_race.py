@@ -206,14 +206,13 @@ def test_equals_are_no_difference(training: Callable[[], Any]) -> None:
 
 
 def test_callbacks_that_give_way(quiet: dict[str, Any]) -> None:
-    """A factory of the user's own to the candidate's, and what would end a run before its time."""
+    """A factory of the user's own to the candidate's, and what would end a run before its time, even if made once."""
     import lightning.pytorch as pl
 
+    once = pl.callbacks.EarlyStopping("val_loss", stopping_threshold=1e9)
+
     def training() -> Any:
-        callbacks = [
-            lp.OptimizerFactory("adamw", lr=0.1),
-            pl.callbacks.EarlyStopping("val_loss", stopping_threshold=1e9),
-        ]
+        callbacks = [lp.OptimizerFactory("adamw", lr=0.1), once]
         return pl.Trainer(**quiet, max_epochs=20, callbacks=callbacks), module_of(pl)
 
     report = lp.race(training, optimizers=[SGD], budget="20 steps", seeds=1)
@@ -263,6 +262,12 @@ def test_functions_that_give_nothing_new(training: Callable[[], Any], quiet: dic
     module = module_of(pl)
     with pytest.raises(ValueError, match="has been trained already; build"):
         lp.race(lambda: (pl.Trainer(**quiet, max_epochs=20), module), optimizers=[SGD], budget="4 steps")
+    averages = pl.callbacks.StochasticWeightAveraging(1e-3)
+    with pytest.raises(ValueError, match="the function returned a Trainer whose StochasticWeightAveraging has been in"):
+        lp.race(
+            lambda: (pl.Trainer(**quiet, max_epochs=20, callbacks=[averages]), module_of(pl)),
+            optimizers=[SGD], budget="4 steps",
+        )  # fmt: skip
     with pytest.raises(ValueError, match="the function returned 3; it must return"):
         lp.race(lambda: 3, optimizers=[SGD], budget="4 steps")  # type: ignore[arg-type, return-value]
 
