@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lightning_perf import measuring
+from lightning_perf.autopilot.bystanders import keep_apart
 from lightning_perf.autopilot.direction import better, check_mode, direction_of, monitored_modes
 from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.host import is_a, preserved_rng, seed_everything
@@ -52,7 +54,8 @@ def compare(
     """Fit every variant ``pairs`` times, interleaved, and report each beside the first one, which is the baseline.
 
     Variants of one pair share a seed; their order alternates from pair to pair. All runs share this process, so peak
-    memory depends on what ran before; ``lightning-perf compare`` gives every run a process of its own.
+    memory depends on what ran before; ``lightning-perf compare`` gives every run a process of its own. Checkpoints go into a
+    temporary folder, and nothing that the user's own fits have written is overwritten.
 
     Args:
         variants: name -> function without arguments that returns ``(trainer, module)`` or ``(trainer, module, data)``,
@@ -92,8 +95,10 @@ def compare(
         trainer, module, data = fresh(variants[variant], f"variant {variant!r}")
         first_time.check(f"variant {variant!r}", trainer, module)
         stopwatch = stopwatch_for(trainer, metric, mode, target)
-        trainer.callbacks.insert(0, stopwatch)
-        fit(trainer, module, data)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            keep_apart(trainer, folder)
+            trainer.callbacks.insert(0, stopwatch)
+            fit(trainer, module, data)
         return stopwatch.run(variant, run_seed, position)
 
     ways: dict[str, Any] = {"metric": metric, "mode": mode, "target": target}

@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
+from lightning_perf.autopilot.bystanders import make_way
 from lightning_perf.autopilot.candidates import BASELINE, config_with, default_candidates, given_candidates
 from lightning_perf.autopilot.halving import Pace
-from lightning_perf.autopilot.pacer import Pacer, make_way
+from lightning_perf.autopilot.pacer import STAY_OUT, Pacer
 from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.optim.registry import list_optimizers
 from tests.contract.modules import images, make
@@ -144,7 +145,7 @@ def test_what_stays_out_of_a_race(ns: ModuleType, quiet: dict[str, Any]) -> None
     monitor = ns.callbacks.Timer()
     bars = {**quiet, "enable_checkpointing": True, "enable_progress_bar": True}
     trainer = ns.Trainer(**bars, callbacks=[saver, stopper, monitor])
-    make_way(trainer)
+    make_way(trainer, STAY_OUT)
     assert trainer.callbacks == [monitor]
 
 
