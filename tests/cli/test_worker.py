@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from lightning_perf import ThroughputProfiler
 from lightning_perf.cli import worker
+from lightning_perf.cli.profile_command import profile_config
 from tests.cli.test_race_command import MODULE
 
 BRINGS = """
@@ -66,3 +68,12 @@ def test_a_measured_run_leaves_the_users_files_alone(pace: Any, config: str, tmp
     assert run["quantities"]["final_metric"] > 0
     assert there() == before
     assert bool(list(folder.rglob("*.ckpt"))) == (pace is None)  # a comparison measures the cost of saving, too
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_profile_ends_in_the_midst_of_an_epoch(config: str) -> None:
+    """Where an early stopping of the config's or the module's would miss the metric of the validation that has not been."""
+    before = there()
+    report = profile_config(config, steps=4, profiler=ThroughputProfiler(roofline=False, flops=False))
+    assert report.steps > 0
+    assert there() == before
