@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from lightning_perf import measuring
+from lightning_perf.autopilot.bystanders import keep_apart
 from lightning_perf.autopilot.direction import better, check_mode, direction_of, monitored_modes
 from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.host import is_a, preserved_rng, seed_everything
@@ -52,7 +54,8 @@ def compare(
     """Fit every variant ``pairs`` times, interleaved, and report each beside the first one, which is the baseline.
 
     Variants of one pair share a seed; their order alternates from pair to pair. All runs share this process, so peak
-    memory depends on what ran before; ``lightning-perf compare`` gives every run a process of its own.
+    memory depends on what ran before; ``lightning-perf compare`` gives every run a process of its own. Checkpoints go into a
+    temporary folder, and nothing that the user's own fits have written is overwritten.
 
     Args:
         variants: name -> function without arguments that returns ``(trainer, module)`` or ``(trainer, module, data)``,
@@ -68,7 +71,7 @@ def compare(
 
     Raises:
         ValueError: fewer than two variants, ``pairs < 1``, an unknown mode, a factory that returns something else, or
-            a Trainer or module that it has returned before.
+            a Trainer, module, callback or strategy that has been in a run before.
         RuntimeError: every run of the baseline failed.
 
     Example::
@@ -92,8 +95,10 @@ def compare(
         trainer, module, data = fresh(variants[variant], f"variant {variant!r}")
         first_time.check(f"variant {variant!r}", trainer, module)
         stopwatch = stopwatch_for(trainer, metric, mode, target)
-        trainer.callbacks.insert(0, stopwatch)
-        fit(trainer, module, data)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            keep_apart(trainer, folder)
+            trainer.callbacks.insert(0, stopwatch)
+            fit(trainer, module, data)
         return stopwatch.run(variant, run_seed, position)
 
     ways: dict[str, Any] = {"metric": metric, "mode": mode, "target": target}
@@ -177,21 +182,33 @@ def fresh(factory: Factory, what: str) -> tuple[Any, Any, Any]:
 
 
 class FirstTime:
-    """Refuses Trainers and modules that a function has returned before: they are trained already."""
+    """Refuses what has been in a run before: it begins where that run ended.
+
+    An early stopping remembers its best value, a Trainer its epoch, a strategy its optimizers, a precision plugin its scale.
+    """
 
     def __init__(self) -> None:
         self._seen: list[weakref.ref[Any]] = []
 
-    def check(self, what: str, *made: Any) -> None:
-        """Look at what ``what`` has returned, and remember it.
+    def check(self, what: str, trainer: Any, module: Any) -> None:
+        """Look at what ``what`` has returned, the Trainer's callbacks included, and remember it.
 
         Raises:
             BadFactory: one of them was here before.
         """
         self._seen = [known for known in self._seen if known() is not None]
-        if any(known() is one for known in self._seen for one in made):
+        if any(self._knows(one) for one in (trainer, module)):
             raise BadFactory(f"{what} returned what has been trained already; build Trainer and module inside it.")
-        self._seen += [weakref.ref(one) for one in made]
+        parts = [*trainer.callbacks, trainer.strategy, trainer.strategy.precision_plugin]
+        for part in filter(self._knows, parts):
+            raise BadFactory(
+                f"{what} returned a Trainer whose {type(part).__name__} has been in a run before, and goes on from there; "
+                "build it inside."
+            )
+        self._seen += [weakref.ref(one) for one in (trainer, module, *parts)]
+
+    def _knows(self, one: Any) -> bool:
+        return any(known() is one for known in self._seen)
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from lightning_perf.autopilot.halving import Pace
-from lightning_perf.host import PerfCallback, is_a
+from lightning_perf.host import PerfCallback
 from lightning_perf.host.run_length import accumulation_in, configured_steps, own_max_steps, set_run_length
 from lightning_perf.optim.held_rates import reference_lr
 from lightning_perf.optim.registry import list_optimizers
 from lightning_perf.report import Run
 
 #: These would write files, draw over the race's own bar, or end a run before its time.
-_STAY_OUT = ("Checkpoint", "EarlyStopping", "ProgressBar")
+STAY_OUT = ("Checkpoint", "EarlyStopping", "ProgressBar")
 #: Reading a loss waits for the device, so that only some are read.
 _LOOK_EVERY = 8
 
@@ -112,11 +112,6 @@ class Pacer(PerfCallback):
         error = None if diverged is None else f"diverged: {diverged}"
         notes = run.notes if self.cut is None else (*run.notes, self.cut)
         return dataclasses.replace(run, quantities=quantities, error=run.error or error, notes=notes)
-
-
-def make_way(trainer: Any) -> None:
-    """Take callbacks out that write files, draw a progress bar, or end a run before its time."""
-    trainer.callbacks[:] = [one for one in trainer.callbacks if not any(is_a(one, name) for name in _STAY_OUT)]
 
 
 def _not_finite_at_the_end(run: Run) -> str | None:

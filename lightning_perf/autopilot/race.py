@@ -8,6 +8,7 @@ import gc
 import hashlib
 import logging
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lightning_perf import measuring
 from lightning_perf._quiet import at_level
 from lightning_perf.autopilot import halving
+from lightning_perf.autopilot.bystanders import keep_apart
 from lightning_perf.autopilot.candidates import BASELINE, OWN, Candidate, config_with, given_candidates, holds_paths
 from lightning_perf.autopilot.compare import Factory, FirstTime, fit, fresh, seeding_put_back, stopwatch_for
 from lightning_perf.autopilot.contest import Contest, Trial
 from lightning_perf.autopilot.direction import check_mode
 from lightning_perf.autopilot.halving import Pace
-from lightning_perf.autopilot.pacer import Pacer, make_way
+from lightning_perf.autopilot.pacer import STAY_OUT, Pacer
 from lightning_perf.autopilot.processes import run_in_process
 from lightning_perf.autopilot.race_files import RaceFiles
 from lightning_perf.autopilot.race_report import race_report, winner
@@ -164,15 +166,16 @@ def _in_process(factory: Factory, mode: str | None) -> Trial:
     """Runs in this process, on what the user's function returns."""
     first_time = FirstTime()
 
-    def run(candidate: Candidate, seed: int, position: int, pace: Pace, metric: str | None) -> Run:
+    def run(candidate: Candidate, seed: int, position: int, pace: Pace, metric: str | None, folder: str) -> Run:
         seed_everything(seed)
         trainer, module, data = fresh(factory, "the function")
-        first_time.check("the function", trainer, module)
         stopwatch, pacer = stopwatch_for(trainer, metric, mode), Pacer(pace)
-        make_way(trainer)
+        keep_apart(trainer, folder, STAY_OUT)
         callback = candidate.factory()
         if callback is not None:
             trainer.callbacks[:] = [one for one in trainer.callbacks if not isinstance(one, OptimizerFactory)]
+        first_time.check("the function", trainer, module)
+        if callback is not None:
             trainer.callbacks.append(callback)
         trainer.callbacks[:0] = [stopwatch, pacer]
         with interruptible(trainer):
@@ -181,9 +184,9 @@ def _in_process(factory: Factory, mode: str | None) -> Trial:
         return pacer.finished(dataclasses.replace(stopwatch.run(candidate.name, seed, position), notes=said))
 
     def run_and_forget(candidate: Candidate, seed: int, position: int, pace: Pace, metric: str | None) -> Run:
-        with preserved_rng():
+        with preserved_rng(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:
-                return run(candidate, seed, position, pace, metric)
+                return run(candidate, seed, position, pace, metric, folder)
             finally:
                 gc.collect()  # Trainer and module hold each other; the next run's memory is not to start with theirs
 

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_perf.autopilot.bystanders import keep_apart
 from lightning_perf.autopilot.compare import check_outputs
 from lightning_perf.cli.outputs import show
 from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
-from lightning_perf.host import is_a
 from lightning_perf.profiling.callback import ThroughputProfiler
 from lightning_perf.profiling.profile_report import ProfileReport
+
+#: A checkpoint of what is no whole training is nobody's; an early stopping misses what an epoch's end would have logged.
+_STAY_OUT = ("Checkpoint", "EarlyStopping")
 
 
 class ProfiledCLI(PerfCLI):
     """``lightning-perf fit`` with a profiler beside the config's own callbacks."""
 
     profiler: ThroughputProfiler
+    folder: str
 
     def before_fit(self) -> None:
-        """LightningCLI's hook: start profiling, and keep no checkpoint of what is no whole training."""
+        """LightningCLI's hook: start profiling."""
         trainer: Any = self.trainer
-        others = [callback for callback in trainer.callbacks if not is_a(callback, "Checkpoint")]
-        trainer.callbacks[:] = [self.profiler, *others]
+        keep_apart(trainer, self.folder, _STAY_OUT)
+        trainer.callbacks.insert(0, self.profiler)
 
 
 def profile_config(
@@ -59,7 +64,9 @@ def _train(config: str | Path, steps: int, overrides: Sequence[str], profiler: T
     """The Trainer that did it."""
     ProfiledCLI.profiler = profiler
     arguments = ["fit", "--config", str(config), f"--trainer.max_steps={steps}", *overrides]
-    return trainer_command(arguments, cli_class=ProfiledCLI, save_config_callback=None).trainer
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        ProfiledCLI.folder = folder
+        return trainer_command(arguments, cli_class=ProfiledCLI, save_config_callback=None).trainer
 
 
 def run(args: Sequence[str]) -> int:

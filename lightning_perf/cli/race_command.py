@@ -91,4 +91,4 @@ def run(args: Sequence[str]) -> int:
 
 
 def _folder(named: str | None) -> str:
-    return "" if named is None else f" --folder {named}"
+    return "" if named is None else f" --folder {shlex.quote(named)}"

@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib.util
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def run(args: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{known.name}: YAML files in {code.parent}, code in {code}. Run it there:")
-    print(f"  cd {code.parent} && lightning-perf fit --config {_BASELINE}")
+    print(f"  cd {shlex.quote(str(code.parent))} && lightning-perf fit --config {_BASELINE}")
     return 0
 
 

@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_perf.autopilot.bystanders import keep_apart
 from lightning_perf.autopilot.compare import stopwatch_for
 from lightning_perf.autopilot.halving import Pace
-from lightning_perf.autopilot.pacer import Pacer, make_way
+from lightning_perf.autopilot.pacer import STAY_OUT, Pacer
 from lightning_perf.cli.trainer_cli import PerfCLI, trainer_command
 from lightning_perf.profiling.callback import ThroughputProfiler
 
@@ -26,8 +27,7 @@ class MeasuredCLI(PerfCLI):
         self.stopwatch = stopwatch_for(trainer, self.job["metric"], self.job["mode"], self.job["target"])
         self.profiler = ThroughputProfiler(flops=False, roofline=False) if self.job.get("phases") else None
         self.pacer = Pacer(Pace(**self.job["pace"])) if self.job.get("pace") else None
-        if self.pacer is not None:
-            make_way(trainer)
+        keep_apart(trainer, Path(self.job["out"]).parent, () if self.pacer is None else STAY_OUT)
         ours = (self.stopwatch, self.pacer, self.profiler)
         trainer.callbacks[:0] = [one for one in ours if one is not None]
 

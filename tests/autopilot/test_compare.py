@@ -110,6 +110,24 @@ def test_what_was_trained_before_is_refused_and_seeds_stay_the_users(
     assert (os.environ["PL_GLOBAL_SEED"], "PL_SEED_WORKERS" in os.environ) == ("7", False)
 
 
+def test_what_has_been_in_a_run_before_is_refused(ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """An early stopping that has run remembers its best value, and would end the next runs early without a word."""
+    stop = ns.callbacks.EarlyStopping("val_loss", patience=2)
+    lossless = lp.lossless()
+    precision = ns.plugins.precision.MixedPrecision("bf16-mixed", "cpu")
+    for arguments, name in (
+        ({"callbacks": [stop]}, "EarlyStopping"),
+        ({"callbacks": lossless}, type(lossless[0]).__name__),
+        ({"plugins": [precision]}, "MixedPrecision"),
+    ):
+
+        def fit(arguments: Any = arguments) -> Any:
+            return ns.Trainer(**quiet, max_epochs=1, **arguments), make("plain", ns), Data(ns)
+
+        with pytest.raises(ValueError, match=f"whose {name} has been in a run before.*build it inside"):
+            lp.compare({"a": fit, "b": fit}, pairs=1)
+
+
 def test_names_of_metrics() -> None:
     assert pick_metric(["train_loss", "val_loss", "val_acc"]) == "val_acc"
     assert pick_metric(["train_loss", "val_z", "val_b"]) == "val_b"

@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_perf as lp
+from lightning_perf.autopilot.bystanders import make_way
 from lightning_perf.autopilot.candidates import BASELINE, config_with, default_candidates, given_candidates
 from lightning_perf.autopilot.halving import Pace
-from lightning_perf.autopilot.pacer import Pacer, make_way
+from lightning_perf.autopilot.pacer import STAY_OUT, Pacer
 from lightning_perf.autopilot.stopwatch import Stopwatch
 from lightning_perf.optim.registry import list_optimizers
 from tests.contract.modules import images, make
@@ -144,7 +145,7 @@ def test_what_stays_out_of_a_race(ns: ModuleType, quiet: dict[str, Any]) -> None
     monitor = ns.callbacks.Timer()
     bars = {**quiet, "enable_checkpointing": True, "enable_progress_bar": True}
     trainer = ns.Trainer(**bars, callbacks=[saver, stopper, monitor])
-    make_way(trainer)
+    make_way(trainer, STAY_OUT)
     assert trainer.callbacks == [monitor]
 
 
@@ -206,14 +207,13 @@ def test_equals_are_no_difference(training: Callable[[], Any]) -> None:
 
 
 def test_callbacks_that_give_way(quiet: dict[str, Any]) -> None:
-    """A factory of the user's own to the candidate's, and what would end a run before its time."""
+    """A factory of the user's own to the candidate's, and what would end a run before its time, even if made once."""
     import lightning.pytorch as pl
 
+    once = pl.callbacks.EarlyStopping("val_loss", stopping_threshold=1e9)
+
     def training() -> Any:
-        callbacks = [
-            lp.OptimizerFactory("adamw", lr=0.1),
-            pl.callbacks.EarlyStopping("val_loss", stopping_threshold=1e9),
-        ]
+        callbacks = [lp.OptimizerFactory("adamw", lr=0.1), once]
         return pl.Trainer(**quiet, max_epochs=20, callbacks=callbacks), module_of(pl)
 
     report = lp.race(training, optimizers=[SGD], budget="20 steps", seeds=1)
@@ -263,6 +263,12 @@ def test_functions_that_give_nothing_new(training: Callable[[], Any], quiet: dic
     module = module_of(pl)
     with pytest.raises(ValueError, match="has been trained already; build"):
         lp.race(lambda: (pl.Trainer(**quiet, max_epochs=20), module), optimizers=[SGD], budget="4 steps")
+    averages = pl.callbacks.StochasticWeightAveraging(1e-3)
+    with pytest.raises(ValueError, match="the function returned a Trainer whose StochasticWeightAveraging has been in"):
+        lp.race(
+            lambda: (pl.Trainer(**quiet, max_epochs=20, callbacks=[averages]), module_of(pl)),
+            optimizers=[SGD], budget="4 steps",
+        )  # fmt: skip
     with pytest.raises(ValueError, match="the function returned 3; it must return"):
         lp.race(lambda: 3, optimizers=[SGD], budget="4 steps")  # type: ignore[arg-type, return-value]
 

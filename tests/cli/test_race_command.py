@@ -133,23 +133,23 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_an_interrupted_race_goes_on(
     config: Path, scripted: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--optimizer", SGD, "--seeds", "3", "--folder", "here", "--trainer.limit_val_batches=2"]
+    arguments = ["--optimizer", SGD, "--seeds", "3", "--folder", "right here", "--trainer.limit_val_batches=2"]
     assert race(*arguments) == 130
-    assert "The race is not over; go on with it: add --resume --folder here" in capsys.readouterr().out
-    assert not (tmp_path / "here" / "winner.yaml").exists()
+    assert "The race is not over; go on with it: add --resume --folder 'right here'" in capsys.readouterr().out
+    assert not (tmp_path / "right here" / "winner.yaml").exists()
     assert scripted[0]["args"] == ["--config", "line.yaml", "--trainer.limit_val_batches=2"]
     candidate = next(job for job in scripted if job and job["variant"] != BASELINE)
-    assert candidate["args"][1] == "here/configs/sgd-lr-0.05-warmup_linear.yaml"
+    assert candidate["args"][1] == "right here/configs/sgd-lr-0.05-warmup_linear.yaml"
 
     assert race(*arguments, "--resume") == 0
     assert len(scripted) == 3 + 1 + 4  # three, the interrupted one, the four that were left
-    winner = yaml.safe_load((tmp_path / "here" / "winner.yaml").read_text())
+    winner = yaml.safe_load((tmp_path / "right here" / "winner.yaml").read_text())
     assert winner["trainer"]["callbacks"][1]["init_args"] == {
         "optimizer": "sgd",
         "lr": 0.05,
         "schedule": "warmup_linear",
     }
-    assert json.loads((tmp_path / "here" / "race.json").read_text())["settings"]["budget"] == "16 steps"
+    assert json.loads((tmp_path / "right here" / "race.json").read_text())["settings"]["budget"] == "16 steps"
 
 
 def test_a_winning_baseline_can_be_fitted_from_where_it_is_kept(

@@ -106,6 +106,9 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["recipes", "copy", "tabular", str(tmp_path / "empty")])
     assert done.value.code == 0
     assert f"cd {tmp_path / 'empty'} && lightning-perf fit --config baseline.yaml" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["recipes", "copy", "tabular", str(tmp_path / "my own; recipe")])
+    assert f"cd '{tmp_path}/my own; recipe' && lightning-perf fit" in capsys.readouterr().out
 
 
 def test_an_unknown_recipe_lists_the_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
