@@ -17,7 +17,7 @@ from lightning_perf.autopilot.export_source import copy_with, source_of, write_c
 from lightning_perf.autopilot.stopwatch import pick_metric
 from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
-from lightning_perf.deploy.call import describe_call
+from lightning_perf.deploy.call import copies, describe_call
 from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
 from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable, Source
 from lightning_perf.deploy.trial import METRIC, eager, under_signature
@@ -104,7 +104,9 @@ def export(
     (args, kwargs), how = arguments_of(module, given[0], method)
     call = describe_call(module, args, kwargs, method)
     calibration = [call.leaves(*arguments_of(module, batch, method)[0]) for batch in given]
-    calibration = [[tensor.detach().cpu() for tensor in tensors] for tensors in calibration if call.fits(tensors)]
+    calibration = [
+        copies([tensor.detach().cpu() for tensor in tensors]) for tensors in calibration if call.fits(tensors)
+    ]
     source, words, missing = source_of(module, call, calibration, wanted)
     measured, row, direction = _metric(module, source, loader, metric, mode)
     unmeasured = measured.unmeasured if isinstance(measured, _ValidationMetric) else None

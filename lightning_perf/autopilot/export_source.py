@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_perf.deploy import inductor, onnx_runtime, openvino
-from lightning_perf.deploy.call import Call, FlatModule, frozen_copy
+from lightning_perf.deploy.call import Call, FlatModule, copies, frozen_copy
 from lightning_perf.deploy.pipeline import write_artifact
 from lightning_perf.deploy.quantized_graph import LayerRanges
 from lightning_perf.deploy.source import FP32, INT8, NotExportable, Source
@@ -83,7 +83,7 @@ def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Te
     with calibrating(prepared), torch.no_grad():
         for index, tensors in enumerate(calibration):
             with nullcontext() if index else Watch(prepared, "evaluation"):
-                flat(*tensors)
+                flat(*copies(tensors))
 
 
 def _plain_numbers(item: LayerRange) -> LayerRanges:

@@ -43,10 +43,10 @@ class Call:
         return next((t.size(0) for t, has in zip(self.tensors, self.batched, strict=True) if has), None)
 
     def at(self, size: int, tensors: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """The example's tensors (or ``tensors``), cut or repeated to a batch of ``size``."""
+        """Copies of the example's tensors (or ``tensors``), cut or repeated to a batch of ``size``."""
         source = self.tensors if tensors is None else tensors
         return [
-            tensor[torch.arange(size) % tensor.size(0)].contiguous() if has else tensor
+            tensor[torch.arange(size) % tensor.size(0)].contiguous() if has else tensor.clone()
             for tensor, has in zip(source, self.batched, strict=True)
         ]
 
@@ -171,6 +171,11 @@ def in_form_of(example: Any, value: Any) -> Any:
     return value
 
 
+def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors for a call that may write into them, as one that normalises its input in place does."""
+    return [tensor.clone() for tensor in tensors]
+
+
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched."""
     return copy.deepcopy(module).eval().cpu().requires_grad_(False)
@@ -194,14 +199,14 @@ def describe_call(
     tensors: list[Tensor] = []
     inputs = {name: take_apart(value, tensors, name) for name, value in bound.arguments.items()}
     parameters = _kinds(bound)
-    tensors = [tensor.detach().cpu().contiguous() for tensor in tensors]
+    tensors = [tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for tensor in tensors]
     if not tensors:
         raise ValueError(f"the example inputs hold no tensor, only {sorted(inputs)}; pass what forward takes.")
     rough = Call(method, parameters, inputs, tuple(tensors), _names(inputs, len(tensors)), None, 0, _batched(tensors))
     copied = frozen_copy(module)
     leaves: list[Tensor] = []
     with torch.no_grad():
-        outputs = take_apart(rough.make(copied, tensors), leaves, "the output")
+        outputs = take_apart(rough.make(copied, copies(tensors)), leaves, "the output")
     if not leaves:
         raise ValueError(f"{method}() returned no tensor; export a method that returns its result.")
     made = _replace(rough, outputs=outputs, output_count=len(leaves))

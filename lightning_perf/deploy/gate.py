@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.deploy.call import Call, FlatModule
+from lightning_perf.deploy.call import Call, FlatModule, copies
 from lightning_perf.deploy.variant import Run
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": 1e-1}
@@ -89,8 +89,8 @@ def check(
     worst = 0.0
     for label, tensors in feeds:
         with torch.no_grad():
-            wanted = [tensor.clone() for tensor in flat(*tensors)]
-            again = flat(*tensors)
+            wanted = copies(flat(*copies(tensors)))
+            again = flat(*copies(tensors))
         wobble = max(relative_error(a, b) for a, b in zip(again, wanted, strict=True))
         if wobble > tolerance:
             return Verdict(
@@ -98,7 +98,7 @@ def check(
             )
         for index in range(calls):
             with torch.no_grad():
-                found = run([tensor.clone() for tensor in tensors])
+                found = run(copies(tensors))
             if len(found) != len(wanted):
                 return Verdict(worst, tuple(tried), f"{len(found)} outputs instead of {len(wanted)}")
             error = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.deploy.call import Call, FlatModule, describe_call, first_line
+from lightning_perf.deploy.call import Call, FlatModule, copies, describe_call, first_line
 from lightning_perf.deploy.load import open_artifact
 from lightning_perf.deploy.source import NotExportable, Source, exported_program
 from lightning_perf.deploy.variant import Run, Variant
@@ -75,7 +75,7 @@ def recorded_calls(module: nn.Module, call: Call, tensors: Sequence[Tensor]) -> 
                 hook = partial(_note, seen.setdefault(name, []))
                 stack.callback(child.register_forward_pre_hook(hook, with_kwargs=True).remove)
         with torch.no_grad():
-            FlatModule(module, call)(*tensors)
+            FlatModule(module, call)(*copies(tensors))
     return seen
 
 

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from lightning_perf import hardware
-from lightning_perf.deploy.call import FlatModule, in_form_of
+from lightning_perf.deploy.call import FlatModule, copies, in_form_of
 from lightning_perf.deploy.gate import TOLERANCE, Verdict, check, state_of
 from lightning_perf.deploy.latency import Target, measure
 from lightning_perf.deploy.serve import rebuild
@@ -232,7 +232,7 @@ def runtime_versions() -> dict[str, str]:
 def under_signature(run: Run, source: Source) -> Callable[..., object]:
     """A variant under the module's own signature, for a metric; its outputs are of the classes of the module's."""
     with torch.no_grad():
-        example = source.call.make(source.plain, source.call.tensors)
+        example = source.call.make(source.plain, copies(source.call.tensors))
 
     def call(*args: object, **kwargs: object) -> object:
         return in_form_of(example, rebuild(source.call.outputs, run(source.call.leaves(args, kwargs))))

@@ -112,6 +112,27 @@ def test_a_prepared_module_keeps_its_ranges(tmp_path: Path) -> None:
     assert float((found - wanted).norm() / wanted.norm()) < 0.02
 
 
+def test_an_input_that_the_module_writes_into(tmp_path: Path) -> None:
+    """Images as bytes, normalised in place: the user's batch stays, and ranges are those of a first call, not of a third."""
+
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.net(pixels.sub_(127).div_(64))
+
+    torch.manual_seed(0)
+    module, pixels = Normalised().eval(), 255 * torch.rand(64, 8)
+    before = pixels.clone()
+    made = lp.export(module, pixels, tmp_path / "m.lpx", precisions=["fp32", "int8"], **ORT)
+    assert torch.equal(pixels, before)
+    wanted = module(before.clone()).detach()
+    found = lp.load_artifact(made.path, "onnxruntime-int8")(before)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.03
+
+
 def test_weights_of_a_prepared_module_arrive_to_the_integer(tmp_path: Path) -> None:
     import onnx
 
