@@ -143,6 +143,7 @@ class Ranges:
             mine = getattr(self, field)
             for slot, other in pairs:
                 mine[slot] = state[field][other]
+        self.known = [False] * len(self.names)  # a state of an earlier step may know less
         self._refresh()
 
     def move_to(self, device: torch.device) -> None:
@@ -155,12 +156,17 @@ class Ranges:
 
     def _refresh(self) -> None:
         scale, zero = activation_parameters(self.low, self.high)
-        if self.low.device.type == "cpu":
+        if not _waits(self.low.device):
             self._numbers = scale.tolist(), zero.tolist()
             self.known = (self.batches > 0).tolist()
         elif not all(self.known):  # the only wait for the device, and only until every slot has been seen
             self.known = (self.batches > 0).tolist()
         self._views = scale.unbind(), zero.unbind()
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether numbers are read from there only once all that was asked of it is done."""
+    return device.type != "cpu"
 
 
 class Samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_perf.quantization import observers
 from lightning_perf.quantization.observers import Ranges, Samples, best_clip
 
 
@@ -108,3 +109,19 @@ def test_samples_are_bounded_and_spread() -> None:
     assert 2**14 <= values.numel() <= 2**15
     assert values.min() < 10_000
     assert values.max() > 980_000
+
+
+def test_an_earlier_state_knows_less_on_an_accelerator_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots that were known are asked for again after a load; else a range of nothing would round all to zero."""
+    monkeypatch.setattr(observers, "_waits", lambda device: True)
+    ranges = Ranges(["a"])
+    before = ranges.state()
+    ranges.observe(0, torch.tensor([-1.0, 3.0]))
+    ranges.take_in()
+    assert ranges.known == [True]
+    after = ranges.state()
+    ranges.load(before)
+    assert ranges.known == [False]
+    assert ranges.span("a") is None
+    ranges.load(after)
+    assert ranges.span("a") == (-1.0, 3.0)
