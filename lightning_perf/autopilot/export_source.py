@@ -58,6 +58,8 @@ def source_of(
         )
     else:
         prepared = frozen_copy(module)
+        with torch.no_grad(), Watch(prepared, "evaluation"):  # which batch norms follow which layers in this call
+            FlatModule(prepared, call)(*copies(call.tensors))
     if shared.scheme.name != STATIC:
         why = f"runtimes need static ranges and the module is prepared as {shared.scheme.name}; prepare it as 'int8'"
         return replace(source, prepared=prepared), notes, {INT8: why}

@@ -39,7 +39,7 @@ class QuantizationAwareTraining(PerfCallback):
     and the module need not be traceable. Ranges of activations are averaged over training batches, never over those of
     validation or a sanity check, and equal on all ranks. They live in the callback's state: a checkpoint loads strictly
     into the plain module, and one of the plain module into this run. Batch norms are found by following tensors in the
-    first step, and folded in evaluation exactly as they are in export.
+    first step, and folded in export; evaluation computes layer and norm one after the other, which is the same to rounding.
 
     A layer whose range is unknown computes in float: all of them in the first step, the rest until a batch reaches them.
     Whatever stays in float is said with its reason, and so is the share of the work that is quantized. After the fit the

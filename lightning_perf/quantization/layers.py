@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import Kind, owner_of, weight_of
 from lightning_perf.quantization.observers import Ranges
-from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight, stored_weight
+from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight
 from lightning_perf.quantization.schemes import Scheme
 from lightning_perf.quantization.swapping import Role, register, role_of, swap, swap_back
 from lightning_perf.quantization.written import Written
@@ -66,7 +65,6 @@ class Layer:
     feeds_addition: bool = False
     last: Any = None  # weak reference to the last output, for the batch norm behind it
     confirmed: bool = False  # whether the pair was seen in an evaluation step too
-    folded: bool = False  # whether the last output holds the batch norm already
     reason: str | None = None  # why it is not active, where its own forward forbids it
     checked: bool = False  # whether a forward of the user's own is known to leave its weights alone
 
@@ -96,32 +94,9 @@ class Layer:
         if self.shared.observing and name in self.slots and isinstance(x, Tensor) and x.is_floating_point():
             self.shared.ranges.observe(self.slots[name], x)
 
-    def begin(self, module: nn.Module) -> None:
-        """Decide whether this call folds the batch norm in: where nothing trains and evaluation is known to pair them.
-
-        A hook that has come since between the two is shown what it asks for.
-        """
-        if self.folded:
-            self.part("its batch norm was left out in a later step")
-            self.regret("left out")
-        self.folded = (
-            self.norm is not None
-            and self.confirmed
-            and not (self.norm.training or torch.is_grad_enabled())
-            and not (module._forward_hooks or self.norm._forward_pre_hooks or self.norm._forward_hooks)
-        )
-
-    def regret(self, what: str) -> None:
-        """Warn that a folded layer and its batch norm did not come one after the other."""
-        warnings.warn(
-            f"layer {self.name!r} was folded with its batch norm, which an evaluation step then {what}; the outputs of that "
-            "step were wrong. They are kept apart from now on.",
-            stacklevel=3,
-        )
-
     def part(self, reason: str) -> None:
         """Give up on folding the batch norm that follows."""
-        self.norm, self.output, self.folded, self.unfolded = None, None, False, reason
+        self.norm, self.output, self.unfolded = None, None, reason
 
     def retire(self, reason: str) -> None:
         """Compute in float from now on."""
@@ -129,7 +104,7 @@ class Layer:
         warnings.warn(f"layer {self.name!r} is left in float from now on, because {reason}.", stacklevel=3)
 
     def saw(self, output: Any) -> None:
-        """Take note of an output: it is the layer's own, or what the batch norm behind it will make of it."""
+        """Take note of an output: where a batch norm is behind it, of whose input it shall be."""
         if self.norm is not None:
             self.last = weakref.ref(output) if isinstance(output, Tensor) else None
         else:
@@ -154,7 +129,6 @@ def _layer_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
     if layer.scheme.activations != "none" and layer.active:
         args, kwargs = rounded_inputs(layer.kind.inputs, layer.input, args, kwargs, layer.observe)
     if layer.rounds:
-        layer.begin(module)
         layer.checked = layer.checked or own.__module__.startswith("torch.")
         with weights_in_place(module, layer), fused_attention_off(layer.kind.family == "attention"):
             output = own(module, *args, **kwargs)
@@ -171,17 +145,16 @@ def _block_forward(own: Callable[..., Any], module: nn.Module, *args: Any, **kwa
 
 
 def _norm_forward(own: Callable[..., Any], module: nn.Module, input: Tensor) -> Tensor:
-    """A batch norm's own forward; where its input is not the output of the layer before, the two are parted for good."""
+    """A batch norm's own forward; where its input is not the output of the layer before, the two are parted for good.
+
+    It is folded in export only: here its layer's own output may be what somebody else reads.
+    """
     layer: Layer | None = module.__dict__.get(RECORD)
     if layer is None:
         return own(module, input)
     if layer.norm is module and (layer.last is None or layer.last() is not input):
-        folded = layer.folded
         layer.part("its batch norm had another input in a later step")
-        if folded:
-            layer.regret("gave another input")
-    output = input if layer.norm is module and layer.folded else own(module, input)
-    layer.folded = False
+    output = own(module, input)
     layer.observe_output(output)
     return output
 
@@ -225,9 +198,6 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
     shadows: list[tuple[dict[str, Any], str, Any]] = []
     for name in layer.kind.weights(module):
         owner, attribute = owner_of(module, name)
-        if layer.folded:
-            shadows += [(owner.__dict__, key, value) for key, value in _folded(module, layer).items()]
-            continue
         rounded = round_weight(weight_of(module, name), layer.scheme, layer.kind.axis)
         shadows.append((owner.__dict__, attribute, rounded))
     if isinstance(module, nn.RNNBase):
@@ -247,16 +217,6 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
                 names.pop(key, None)
             else:
                 names[key] = value
-
-
-def _folded(module: nn.Module, layer: Layer) -> dict[str, Tensor]:
-    """Weight and bias with the batch norm behind the layer in them, to the last bit as they are exported."""
-    assert layer.norm is not None
-    weight = weight_of(module, "weight")
-    factor, shift = factor_and_shift(layer.norm)
-    rows, scale = scaled(*stored_weight(weight, layer.scheme, layer.kind.axis), factor, layer.kind.axis)
-    bias = shifted(getattr(module, "bias", None), factor, shift, weight.dtype)
-    return {"weight": rows.mul_(scale).to(weight.dtype).view_as(weight), "bias": bias}
 
 
 def _flat_weights(module: nn.RNNBase, rounded: dict[str, Tensor]) -> list[Any]:

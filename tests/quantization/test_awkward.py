@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -182,7 +183,7 @@ def test_named_tuples_keep_their_names() -> None:
     lp.quantize(net, [{"batch": Pair(torch.ones(2, 4), torch.ones(2, 4))}], ignore=[])
 
 
-def test_a_folded_layer_whose_batch_norm_gets_something_else() -> None:
+def test_a_batch_norm_that_gets_something_else() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -201,8 +202,37 @@ def test_a_folded_layer_whose_batch_norm_gets_something_else() -> None:
         with Watch(net):
             net(x)
         assert layer_of(net, "conv").confirmed
-        with pytest.warns(UserWarning, match="gave another input; the outputs of that step were wrong"):
-            net(x + 10)
+        y = net.conv(x + 10)
+        assert torch.equal(net(x + 10), F.batch_norm(y * 2, net.bn.running_mean, net.bn.running_var, eps=net.bn.eps))
+        assert layer_of(net, "conv").norm is None
+
+
+def test_features_before_a_batch_norm() -> None:
+    """A net that returns them when asked, which no watched step did: rounded, and not what the norm makes of them."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, features: bool = False) -> Tensor:
+            y = self.conv(x)
+            z = self.bn(y)
+            return y if features else z
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(8, 1, 6, 6)
+    net.bn.running_mean = torch.tensor([3.0, -2.0, 1.0, 4.0])  # pyright: ignore[reportAttributeAccessIssue]
+    net.eval()
+    with torch.no_grad():
+        wanted = net(x, features=True)
+    prepare(net, "int8-weight-only")
+    with torch.no_grad(), Watch(net):
+        net(x)
+    with torch.no_grad():
+        found = net(x, features=True)
+    assert layer_of(net, "conv").norm is net.bn
+    assert 0 < (found - wanted).norm() / wanted.norm() < 0.01
 
 
 def test_a_layer_made_from_the_class_of_a_prepared_one() -> None:

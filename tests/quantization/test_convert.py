@@ -77,7 +77,7 @@ def test_residual_block_equals_the_block_by_hand() -> None:
         out = F.batch_norm(out, net.bn2.running_mean, net.bn2.running_var, net.bn2.weight, net.bn2.bias)
         expected = (out + x).relu()
         torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
-        assert torch.equal(to_qdq(net)(x), net(x)), "what is validated is what is exported"
+        torch.testing.assert_close(to_qdq(net)(x), net(x), rtol=1e-5, atol=1e-5)
         gradless = net(x)
     torch.testing.assert_close(net(x), gradless, rtol=1e-5, atol=1e-5)
     with torch.no_grad():  # both observed steps were in float, with the statistics of the batch
@@ -130,7 +130,8 @@ def first(output: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_converted_equals_prepared_to_the_last_bit(name: str) -> None:
+def test_converted_equals_prepared(name: str) -> None:
+    """To the last bit, or where a batch norm is folded to the rounding of that."""
     torch.manual_seed(0)
     make, inputs = NETS[name]
     net, x = make(), inputs()
@@ -138,8 +139,12 @@ def test_converted_equals_prepared_to_the_last_bit(name: str) -> None:
     with torch.no_grad():
         expected = first(net(*x))
         twin = to_qdq(net)
-        assert torch.equal(first(twin(*x)), expected)
-        assert torch.equal(first(pickle.loads(pickle.dumps(copy.deepcopy(twin)))(*x)), expected)
+        found = first(twin(*x))
+        if any(layer.norm is not None for _, _, layer in records(net)):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(found, expected)
+        assert torch.equal(first(pickle.loads(pickle.dumps(copy.deepcopy(twin)))(*x)), found)
         in_float = first(unprepare(copy.deepcopy(net))(*x))
     assert 1e-4 < (expected - in_float).norm() / in_float.norm() < 0.2
     weights = [value for key, value in twin.state_dict().items() if "weight" in key and value.dim() > 1]
@@ -247,11 +252,11 @@ def test_a_shared_pair_is_folded() -> None:
     calibrated(net, x)
     assert layer_of(net, "conv").norm is net.bn
     with torch.no_grad():
-        assert torch.equal(to_qdq(net)(x), net(x))
+        torch.testing.assert_close(to_qdq(net)(x), net(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_pair_that_parts_later_is_not_folded() -> None:
-    """In training, and in evaluation, where the batch norm had been folded in already."""
+    """In training and in evaluation; what a step without the batch norm returns is the layer's own output all along."""
 
     def join(net: Any, x: Tensor) -> Tensor:
         y = net.conv(x)
@@ -265,9 +270,10 @@ def test_a_pair_that_parts_later_is_not_folded() -> None:
     net = Branch(join)
     calibrated(net, x)
     with torch.no_grad():
-        net(x - 10)
-        with pytest.warns(UserWarning, match="the outputs of that step were wrong"):
-            net(x - 10)
+        own = copy.deepcopy(net)
+        layer_of(own, "conv").part("its output is what this one is to return")
+        assert torch.equal(net(x - 10), own(x - 10))
+        net(x + 10)
         assert layer_of(net, "conv").norm is None
         assert torch.equal(net(x), to_qdq(net)(x))
 
