@@ -58,8 +58,8 @@ def source_of(
         )
     else:
         prepared = frozen_copy(module)
-        with torch.no_grad(), Watch(prepared, "evaluation"):  # which batch norms follow which layers in this call
-            FlatModule(prepared, call)(*copies(call.tensors))
+        with torch.no_grad(), Watch(prepared, "evaluation") as watch:  # the norms that follow their layers in this call
+            watch.returned(FlatModule(prepared, call)(*copies(call.tensors)))
     if shared.scheme.name != STATIC:
         why = f"runtimes need static ranges and the module is prepared as {shared.scheme.name}; prepare it as 'int8'"
         return replace(source, prepared=prepared), notes, {INT8: why}
@@ -84,8 +84,10 @@ def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Te
     flat = FlatModule(prepared, call)
     with calibrating(prepared), torch.no_grad():
         for index, tensors in enumerate(calibration):
-            with nullcontext() if index else Watch(prepared, "evaluation"):
-                flat(*copies(tensors))
+            with nullcontext() if index else Watch(prepared, "evaluation") as watch:
+                outputs = flat(*copies(tensors))
+                if watch is not None:
+                    watch.returned(outputs)
 
 
 def _plain_numbers(item: LayerRange) -> LayerRanges:

@@ -133,6 +133,38 @@ def test_an_input_that_the_module_writes_into(tmp_path: Path) -> None:
     assert float((found - wanted).norm() / wanted.norm()) < 0.03
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_features_before_a_batch_norm_leave_the_artefact_as_they_are(prepared: bool, tmp_path: Path) -> None:
+    """Asked for in the exported call alone; in the call without them the norm is folded."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.norm, self.head = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, features: bool = False) -> Any:
+            y = self.body(x)
+            out = self.head(self.norm(y).relu())
+            return (out, y) if features else out
+
+    torch.manual_seed(0)
+    module, x = Net().eval(), torch.randn(64, 8)
+    module.norm.running_mean = torch.full((16,), 3.0)  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        wanted = module(x, features=True)[1]
+    if prepared:
+        call = describe_call(module, (x,))
+        prepare(module)
+        calibrate(module, call, [[x]])
+    for inputs in ({"x": x, "features": True}, {"x": x}):
+        made = lp.export(module, inputs, tmp_path / f"{len(inputs)}.lpx", precisions=["int8"], **ORT)
+        entry = made.manifest["variants"]["onnxruntime-int8"]
+        assert entry["passed"], entry["reason"]
+        if "features" in inputs:
+            found = lp.load_artifact(made.path, "onnxruntime-int8")(**inputs)[1]
+            assert float((found - wanted).norm() / wanted.norm()) < 0.03
+
+
 def test_weights_of_a_prepared_module_arrive_to_the_integer(tmp_path: Path) -> None:
     import onnx
 
