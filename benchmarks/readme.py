@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from statistics import median
 
-from benchmarks import readme_deploy
+from benchmarks import readme_ddp, readme_deploy
 from benchmarks.goals import RESULTS
 from lightning_perf.measuring import Interval
 from lightning_perf.report import Quantity, Report
@@ -276,6 +276,8 @@ def main() -> None:
         + "\n".join(
             [
                 *(row(*one) for one in ROWS),
+                *readme_ddp.auto_rows(),
+                *readme_ddp.quality_rows(),
                 *self_log_rows(),
                 *profiler_rows(),
                 *readme_deploy.runtime_rows(),
