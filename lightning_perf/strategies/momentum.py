@@ -44,8 +44,8 @@ def to_bytes(numbers: Tensor) -> Tensor:
 
     Example::
 
-        >>> mean_of_bytes([to_bytes(torch.full((256,), 3.0)), to_bytes(torch.full((256,), -1.0))])[0].item()
-        1.0
+        >>> to_bytes(torch.zeros(512)).numel()
+        520
     """
     blocks = numbers.view(-1, BLOCK)
     scales = blocks.abs().amax(1) / _LARGEST
@@ -53,21 +53,26 @@ def to_bytes(numbers: Tensor) -> Tensor:
     return torch.cat([scales.view(torch.uint8), codes.view(torch.uint8).view(-1)])
 
 
-def mean_of_bytes(messages: Sequence[Tensor]) -> Tensor:
-    """The mean of what :func:`to_bytes` made of the numbers of all processes, in their order: the same bits everywhere."""
-    total: Any = 0.0
-    for message in messages:
-        split = 4 * (message.numel() // (BLOCK + 4))
-        codes = message[split:].view(torch.float8_e4m3fn).view(-1, BLOCK)
-        total = total + codes.float() * message[:split].view(torch.float32)[:, None]
-    return total.view(-1) / len(messages)
+def from_bytes(message: Tensor) -> Tensor:
+    """The numbers that :func:`to_bytes` made it of, rounded.
+
+    Example::
+
+        >>> from_bytes(to_bytes(torch.full((256,), 3.0)))[0].item()
+        3.0
+    """
+    split = 4 * (message.numel() // (BLOCK + 4))
+    codes = message[split:].view(torch.float8_e4m3fn).view(-1, BLOCK)
+    return (codes.float() * message[:split].view(torch.float32)[:, None]).view(-1)
 
 
 class Momenta:
     """Averages the momentum of optimizers over all processes, in two halves, so that it travels beside something else.
 
     Every process sends a number for every parameter of a group with momentum, zero where it has no state of it: so all send
-    the same, whatever they have stepped. State in other coordinates than the weights' (SOAP's) stays each process's own.
+    the same, whatever they have stepped. What rounding takes from a process's numbers it keeps: its momentum becomes the mean
+    of what was sent plus that, so that the mean over processes is that of unrounded numbers, whose errors do not add up over
+    averages. State in other coordinates than the weights' (SOAP's) stays each process's own.
 
     Args:
         optimizers: all optimizers of the run.
@@ -99,11 +104,11 @@ class Momenta:
 
     @torch.no_grad()
     def receive(self) -> None:
-        """Wait, and write the mean where this process has momentum; collective."""
+        """Wait, and move what this process has to the mean; collective."""
         for chunk, end in zip(filter(None, self._chunks), self._ends, strict=True):
-            for (_, moment), mean in zip(chunk, end(), strict=True):
+            for (_, moment), move in zip(chunk, end(), strict=True):
                 if moment is not None:
-                    moment.copy_(mean.view(moment.shape))
+                    moment += move.view(moment.shape).to(moment.device)
         self._ends = []
 
 
@@ -127,7 +132,7 @@ def _parts(numbers: Tensor, chunk: Sequence[tuple[Tensor, Any]]) -> list[Tensor]
 
 
 def _sent(numbers: Tensor, chunk: Sequence[tuple[Tensor, Any]]) -> Callable[[], list[Tensor]]:
-    """Send them; what is returned waits for those of the others, and gives the means by parameter."""
+    """Send them; what is returned waits for those of the others, and gives the mean less what was sent, by parameter."""
     world = dist.get_world_size()
     if travels_as("int8", world) == "int8":
         message = to_bytes(numbers)
@@ -137,15 +142,18 @@ def _sent(numbers: Tensor, chunk: Sequence[tuple[Tensor, Any]]) -> Callable[[], 
         def decoded() -> list[Tensor]:
             for work in works:
                 work.wait()
-            return _parts(mean_of_bytes(rows), chunk)
+            sent = [from_bytes(row) for row in rows]
+            total: Any = sum(sent)
+            return _parts(total / world - sent[dist.get_rank()], chunk)
 
         return decoded
     half = (numbers / world).to(torch.bfloat16)
+    own = half.float() * world
     sum_: Any = dist.all_reduce(half, async_op=True)
 
     def added() -> list[Tensor]:
         sum_.wait()
-        return _parts(half, chunk)
+        return _parts(half - own, chunk)
 
     return added
 
