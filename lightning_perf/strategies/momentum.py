@@ -70,9 +70,9 @@ class Momenta:
     """Averages the momentum of optimizers over all processes, in two halves, so that it travels beside something else.
 
     Every process sends a number for every parameter of a group with momentum, zero where it has no state of it: so all send
-    the same, whatever they have stepped. What rounding takes from a process's numbers it keeps: its momentum becomes the mean
-    of what was sent plus that, so that the mean over processes is that of unrounded numbers, whose errors do not add up over
-    averages. State in other coordinates than the weights' (SOAP's) stays each process's own.
+    the same, whatever they have stepped. What rounding takes from a process's numbers stays with it: its momentum becomes
+    the mean of what was sent plus that, so that the mean over processes is that of unrounded numbers. State in other
+    coordinates than the weights' (SOAP's) stays each process's own.
 
     Args:
         optimizers: all optimizers of the run.
