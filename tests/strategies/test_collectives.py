@@ -33,20 +33,21 @@ def total(phases: dict[str, list[str]]) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batches", "epochs"), LENGTHS)
 def test_never_waits_more_often_than_ddp(kind: str, batches: int, epochs: int, found: dict[str, Any]) -> None:
-    """Lightning's ddp waits once before every micro-batch."""
+    """Lightning's ddp waits once before every micro-batch; at the start perf_ddp asks whether buffers are alike."""
     plain, perf = (of(found, f"{name}-{kind}-{batches}x{epochs}") for name in ("ddp", "perf_ddp"))
     assert 0 < total(perf["waited"]) <= total(plain["waited"])
-    for phase in ("start", "end"):
-        assert len(perf["waited"].get(phase, [])) <= len(plain["waited"].get(phase, []))
+    for phase, more in {"start": 1, "end": 0}.items():
+        assert len(perf["waited"].get(phase, [])) <= len(plain["waited"].get(phase, [])) + more
 
 
 def test_eight_steps(found: dict[str, Any]) -> None:
-    """Besides what both do before the first one: ddp waits in each, perf_ddp in the first, for the number of batches."""
+    """Behind what both do before the first one, and the layout of buffers: ddp waits in each, perf_ddp in the first, for
+    the number of batches."""
     plain, perf = (of(found, f"{name}-Bare-8x1") for name in ("ddp", "perf_ddp"))
     steps = [f"step {index}" for index in range(8)]
     assert [plain["waited"].get(step) for step in steps] == [["broadcast"]] * 8
     assert [perf["waited"].get(step) for step in steps] == [["all_reduce"], *[None] * 7]
-    assert Counter(plain["waited"]["start"]) == Counter(perf["waited"]["start"])
+    assert Counter([*plain["waited"]["start"], "all_reduce"]) == Counter(perf["waited"]["start"])
     assert plain["waited"].get("end") == perf["waited"].get("end")
     assert total(plain["started"]) == 0
     asked = [step for step in steps if "all_reduce" in perf["started"].get(step, [])]
