@@ -72,8 +72,8 @@ class Momenta:
 
     Every process sends a number for every parameter of a group with momentum, zero where it has no state of it: so all send
     the same, whatever they have stepped. What rounding takes from a process's numbers stays with it: its momentum becomes
-    the mean of what was sent plus that, so that the mean over processes is that of unrounded numbers. But it stays within what
-    the process's own second moment admits: Adam divides by that, and where a process has seen no gradient (rows of an
+    the mean of what was sent plus that, so that the mean over processes is that of unrounded numbers. But it stays within
+    what the process's own second moment admits: Adam divides by that, and where a process has seen no gradient (rows of an
     embedding, units that rest) it is nothing. State in other coordinates than the weights' (SOAP's) stays its own.
 
     Args:

@@ -33,7 +33,7 @@ def total(phases: dict[str, list[str]]) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batches", "epochs"), LENGTHS)
 def test_never_waits_more_often_than_ddp(kind: str, batches: int, epochs: int, found: dict[str, Any]) -> None:
-    """Lightning's ddp waits once before every micro-batch; before all of them perf_ddp asks once whether buffers are alike."""
+    """Lightning's ddp waits once before every micro-batch; perf_ddp asks once, before all, whether buffers are alike."""
     results = [of(found, f"{name}-{kind}-{batches}x{epochs}") for name in ("ddp", "perf_ddp")]
     plain, perf = ({"waited": dict(result["waited"])} for result in results)
     asks = [one["waited"].pop("start", []) for one in (plain, perf)]
