@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightning_perf.host import MisconfigurationException
 from lightning_perf.host.rehearsal import Copies, copied, copied_on_shared_weights
 from lightning_perf.measuring import paired_ratio, schedule
+from lightning_perf.strategies.alike_buffers import any_rank
 from lightning_perf.strategies.auto import (
     BOUND_ROUNDS,
     DECIDING_ROUNDS,
@@ -26,7 +27,6 @@ from lightning_perf.strategies.auto import (
     rounds_left,
 )
 from lightning_perf.strategies.auto_understudy import Understudy
-from lightning_perf.strategies.buffer_sync import any_rank
 from lightning_perf.strategies.compression import MOST_INT8
 from lightning_perf.strategies.ddp_arguments import accumulates, ddp_arguments
 from lightning_perf.strategies.link import Link, probe_link

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel.distributed import _BufferCommHookLocation
 
+from lightning_perf.strategies.alike_buffers import AlikeBuffers
+
 _STATISTICS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -23,7 +25,6 @@ _WATCHED = 2
 _BYTES_AT_ONCE = 250 * 1024 * 1024
 
 Broadcast: TypeAlias = Callable[[list[Tensor]], None]
-AnyRank: TypeAlias = Callable[[list[bool]], list[bool]]
 
 
 def deferrable(module: nn.Module) -> dict[str, nn.Module]:
@@ -58,14 +59,17 @@ class BufferSync:
     starts to change later is noticed at the next agreement (:meth:`ask`) and joins. Statistics are sent before a forward
     in which their layer evaluates; a module that evaluates one in the middle of a training step gets them every time.
 
+    Layouts are agreed on whenever everything is sent. One that changes later is noticed like any other change, and agreed on
+    from then on, to the end of the epoch, before every forward that sends something.
+
     Args:
         module: the module inside DDP.
         broadcast: sends tensors from rank 0.
-        any_rank: for every entry, whether it holds on any process.
+        alike: which buffers all processes have.
     """
 
-    def __init__(self, module: nn.Module, broadcast: Broadcast, any_rank: AnyRank) -> None:
-        self._module, self._broadcast, self._any_rank = module, broadcast, any_rank
+    def __init__(self, module: nn.Module, broadcast: Broadcast, alike: AlikeBuffers) -> None:
+        self._module, self._broadcast, self._alike = module, broadcast, alike
         self._layers = {} if is_compiled(module) else deferrable(module)
         self._layer_of = {
             f"{name}.{buffer}" if name else buffer: name
@@ -77,7 +81,7 @@ class BufferSync:
         self._seen: dict[str, tuple[Tensor, int]] = {}
         self._evaluates_inside = False
         self._watched = 0
-        self._active = False
+        self._active = self._growing = False
 
     @property
     def deferred(self) -> int:
@@ -86,29 +90,30 @@ class BufferSync:
 
     def watch(self) -> None:
         """Send and watch everything in the next forwards; called at the start of every epoch, on all processes."""
-        self._watched, self._active, self._seen = _WATCHED, False, {}
+        self._watched, self._active, self._growing, self._seen = _WATCHED, False, False, {}
 
     def __call__(self, state: Any, buffers: Mapping[str, Tensor]) -> None:
         """Send what this forward reads."""
         training = {name for name, layer in self._layers.items() if layer.training}
         if not self._module.training:
-            self._send(list(buffers), buffers)
+            self._send_all()
         elif self._watched:
-            self._watched -= 1
-            if not self._seen:  # before sending: DDP takes back the version counts that sending adds
+            if self._watched == _WATCHED:  # before sending: DDP takes back the version counts that sending adds
                 self._remember(buffers)
-            self._send(list(buffers), buffers)
+            self._send_all()
+            self._growing = self._alike.moved and self._watched < _WATCHED
+            self._watched -= 1
         else:
             if not self._active:
                 self._settle(buffers)
-            due = set(self._layers) if self._evaluates_inside else self._stale - training
-            read = [name for name in buffers if name in self._changing or self._layer_of.get(name) in due]
-            self._send(read, buffers)
+            elif self._growing and self._due(training):
+                self._alike.agree()
+            self._send(self._due(training))
         self._stale |= training
 
     def ask(self) -> bool:
-        """Whether a buffer that was taken for constant has changed in this process."""
-        return self._active and any(self._changed(self._buffers()).values())
+        """Whether a buffer that was taken for constant, or the layout of any, has changed in this process."""
+        return self._active and (not self._alike.holds() or any(self._changed(self._buffers()).values()))
 
     def answer(self, anywhere: bool) -> None:
         """What any process said, before the epoch that it was asked in is over; then all learn which buffers it was."""
@@ -132,25 +137,40 @@ class BufferSync:
         if not layer.training:
             self._evaluates_inside = True
 
-    def _send(self, names: list[str], buffers: Mapping[str, Tensor]) -> None:
+    def _due(self, training: set[str]) -> list[str]:
+        due = set(self._layers) if self._evaluates_inside else self._stale - training
+        return [name for name in self._alike.names if name in self._changing or self._layer_of.get(name) in due]
+
+    def _send_all(self) -> None:
+        self._alike.agree()
+        self._send(self._alike.names)
+
+    def _send(self, names: list[str]) -> None:
         if names:
-            self._broadcast([buffers[name] for name in names])
+            self._broadcast(self._alike.parcel(names))
             self._stale -= {self._layer_of[name] for name in names if name in self._layer_of}
 
     def _settle(self, buffers: Mapping[str, Tensor]) -> None:
         """Agree on what changes: a collective, at a moment that is the same on all processes."""
         changed = self._changed(buffers)
-        *found, evaluates = self._any_rank([*changed.values(), self._evaluates_inside])
-        self._changing |= {name for name, flag in zip(changed, found, strict=True) if flag}
-        self._evaluates_inside = evaluates
+        some, evaluates = self._alike.agree(any(changed.values()), self._evaluates_inside)
+        if some:
+            names = [name for name in self._alike.names if self._taken_for_constant(name)]
+            found = self._alike.largest([changed[name] for name in names])
+            self._changing |= {name for name, flag in zip(names, found, strict=True) if flag}
+        self._growing |= self._alike.moved
+        self._evaluates_inside = bool(evaluates)
         self._remember(buffers)
         self._active = True
+
+    def _taken_for_constant(self, name: str) -> bool:
+        return name not in self._layer_of and name not in self._changing and name not in self._alike.own
 
     def _changed(self, buffers: Mapping[str, Tensor]) -> dict[str, bool]:
         """For every buffer that is taken for constant, whether it was written or replaced since it was remembered."""
         flags = {}
         for name, buffer in buffers.items():
-            if name not in self._layer_of and name not in self._changing:
+            if self._taken_for_constant(name):
                 seen = self._seen.get(name)
                 flags[name] = seen is None or seen[0] is not buffer or seen[1] != buffer._version
         return flags
@@ -159,27 +179,15 @@ class BufferSync:
         self._seen = {name: (buffer, buffer._version) for name, buffer in buffers.items() if name not in self._layer_of}
 
     def _buffers(self) -> dict[str, Tensor]:
-        ignored = getattr(self._module, "_ddp_params_and_buffers_to_ignore", ())
-        return {name: buffer for name, buffer in self._module.named_buffers() if name not in ignored}
+        return {name: buffer for name, buffer in self._module.named_buffers() if name not in self._alike.own}
 
 
-def defer_buffers(wrapper: Any, module: nn.Module, device: torch.device) -> BufferSync:
+def defer_buffers(wrapper: Any, module: nn.Module, alike: AlikeBuffers) -> BufferSync:
     """Have DDP's ``wrapper`` around ``module`` ask a :class:`BufferSync` which buffers to send."""
 
     def broadcast(tensors: list[Tensor]) -> None:
         torch.distributed._broadcast_coalesced(wrapper.process_group, tensors, _BYTES_AT_ONCE, 0)  # pyright: ignore
 
-    buffers = BufferSync(module, broadcast, any_rank(device))
+    buffers = BufferSync(module, broadcast, alike)
     wrapper._register_buffer_comm_hook(None, buffers, _BufferCommHookLocation.PRE_FORWARD)
     return buffers
-
-
-def any_rank(device: torch.device) -> AnyRank:
-    """The question to all processes, as one all-reduce."""
-
-    def ask(flags: list[bool]) -> list[bool]:
-        votes = torch.tensor(flags, dtype=torch.int32, device=device)
-        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
-        return [bool(vote) for vote in votes.tolist()]
-
-    return ask

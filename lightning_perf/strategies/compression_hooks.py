@@ -58,11 +58,26 @@ def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
     torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _gradients(bucket: GradBucket) -> list[Tensor]:
+    """Views of the bucket, as ``bucket.gradients()`` gives them, which leaves half out of those of complex parameters."""
+    parameters = bucket.parameters()
+    if not any(parameter.is_complex() for parameter in parameters):
+        return bucket.gradients()
+    shapes = [_real(parameter.detach()).shape for parameter in parameters]
+    parts = bucket.buffer().split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 class _Staging:
     """One bucket's gradients, every parameter padded to whole blocks, so that blocks do not depend on the buckets."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self.keys = [id(parameter) for parameter in parameters]
+        parameters = [_real(parameter.detach()) for parameter in parameters]
         lengths = [padded(parameter.numel()) for parameter in parameters]
         self.gradients, self.residual = torch.zeros(2, sum(lengths), device=parameters[0].device)
         self.views = self._views(self.gradients, parameters, lengths)
@@ -111,7 +126,7 @@ class Int8Hook:
     def reduce(self, state: Any, bucket: GradBucket) -> Result:
         """DDP's hook."""
         buffer, staging = bucket.buffer(), self._staging(bucket)
-        gradients = bucket.gradients()
+        gradients = _gradients(bucket)
         _copy_all(staging.views, gradients)
 
         def decode(payloads: list[Tensor]) -> Tensor:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_perf.strategies.alike_buffers import AlikeBuffers
+
 _MOST_BYTES = 32 * 1024 * 1024
 
 
@@ -87,13 +89,28 @@ def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object],
                 tensor.copy_(part.view(tensor.shape))
 
 
-def average_module(module: nn.Module, device: torch.device, shadows: Iterable[Tensor] = ()) -> None:
-    """Average all parameters, whichever optimizer moves them, all buffers, and what is kept beside them (``shadows``).
+def average_module(
+    module: nn.Module, alike: AlikeBuffers, device: torch.device, shadows: Iterable[Tensor] = ()
+) -> None:
+    """Average all parameters, whichever optimizer moves them, the buffers that all processes have, and ``shadows``.
 
-    ``device`` is that of the process, from which tensors travel.
+    Shadows are kept beside the parameters. What DDP is told to ignore is left out. ``device`` is that of the process, from
+    which tensors travel. Whether buffers still are what was agreed on travels along: where they are not in some process, it
+    is agreed anew, and they travel once more.
     """
     with torch.no_grad():
-        average([*(parameter.data for parameter in module.parameters()), *module.buffers(), *shadows], device)
+        weights = [parameter.data for name, parameter in module.named_parameters() if name not in alike.own]
+        floating = next((one for one in weights if one.is_floating_point()), torch.empty(0))
+        buffers, odd = alike.parcel(alike.names), floating.new_full((1,), not alike.holds())
+        means = [buffer.clone() for buffer in buffers]
+        average([*weights, *shadows, odd, *means], device)
+        if odd:
+            alike.agree()
+            buffers = alike.parcel(alike.names)
+            means = [buffer.clone() for buffer in buffers]
+            average(means, device)
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean)
 
 
 @dataclass

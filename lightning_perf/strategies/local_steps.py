@@ -92,7 +92,7 @@ class LocalSteps:
         shadows = [shadow for _, shadow in shadows_of(self._trainer)]
         with exchanging(self._trainer):
             momenta.send()
-            average_module(self._trainer.lightning_module, strategy.root_device, shadows)
+            average_module(self._trainer.lightning_module, strategy.alike, strategy.root_device, shadows)
             momenta.receive()
         self._parted = False
 

@@ -6,6 +6,7 @@ Adam divides by as little as it is itself, would drown in the rounding of int8.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -71,8 +72,9 @@ class Momenta:
 
     Every process sends a number for every parameter of a group with momentum, zero where it has no state of it: so all send
     the same, whatever they have stepped. What rounding takes from a process's numbers stays with it: its momentum becomes
-    the mean of what was sent plus that, so that the mean over processes is that of unrounded numbers. State in other
-    coordinates than the weights' (SOAP's) stays each process's own.
+    the mean of what was sent plus that, so that the mean over processes is that of unrounded numbers. But it stays within
+    what the process's own second moment admits: Adam divides by that, and where a process has seen no gradient (rows of an
+    embedding, units that rest) it is nothing. State in other coordinates than the weights' (SOAP's) stays its own.
 
     Args:
         optimizers: all optimizers of the run.
@@ -82,13 +84,18 @@ class Momenta:
     def __init__(self, optimizers: Iterable[Optimizer], device: torch.device) -> None:
         self._device = device
         self._chunks: list[list[tuple[Tensor, Tensor | None]]] = [[]]
+        self._held: list[tuple[Tensor, Mapping[str, Any], Mapping[str, Any]]] = []
         size = 0
         for optimizer in optimizers:
-            for parameter in _with_momentum(optimizer):
+            for parameter, group in _with_momentum(optimizer):
                 if self._chunks[-1] and size + parameter.numel() > _MOST_NUMBERS:
                     self._chunks.append([])
                     size = 0
-                self._chunks[-1].append((parameter, _first_moment(parameter, optimizer.state.get(parameter, {}))))
+                state = optimizer.state.get(parameter, {})
+                moment = _first_moment(parameter, state)
+                self._chunks[-1].append((parameter, moment))
+                if moment is not None:
+                    self._held.append((moment, state, group))
                 size += parameter.numel()
         self._ends: list[Callable[[], list[Tensor]]] = []
 
@@ -109,12 +116,28 @@ class Momenta:
             for (_, moment), move in zip(chunk, end(), strict=True):
                 if moment is not None:
                     moment += move.view(moment.shape).to(moment.device)
+        for moment, state, group in self._held:
+            limit = _limit(state, group)
+            if limit is not None:
+                torch.clamp(moment, -limit, limit, out=moment)
         self._ends = []
 
 
-def _with_momentum(optimizer: Optimizer) -> list[Tensor]:
+def _with_momentum(optimizer: Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
     groups = [group for group in optimizer.param_groups if keeps_momentum(group)]
-    return [p for group in groups for p in group["params"] if p.is_floating_point()]
+    return [(p, group) for group in groups for p in group["params"] if p.is_floating_point()]
+
+
+def _limit(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+    """The largest first moment, by the same gradients as the second: for Adam's by the inequality of Cauchy and Schwarz."""
+    if "betas" not in group or not ("exp_avg_sq" in state or "exp_inf" in state):
+        return None
+    first, second = (float(beta) for beta in group["betas"][:2])
+    if "exp_inf" in state:
+        return state["exp_inf"] * ((1 - first) / (1 - first / second)) if first < second else None
+    if not first**2 < second < 1:
+        return None
+    return state["exp_avg_sq"].sqrt() * ((1 - first) / math.sqrt((1 - second) * (1 - first**2 / second)))
 
 
 def _first_moment(parameter: Tensor, state: Mapping[str, Any]) -> Tensor | None:

@@ -14,6 +14,7 @@ from lightning_perf.host import DoorClosed, MisconfigurationException, Undo
 from lightning_perf.host.fused_sync import FusedSync, fuse_sync
 from lightning_perf.host.ragged_epochs import RaggedEpochs
 from lightning_perf.host.sigterm_agreement import Question, SigtermAgreement, agree_on_sigterm
+from lightning_perf.strategies.alike_buffers import AlikeBuffers, alike_buffers
 from lightning_perf.strategies.auto import Choice
 from lightning_perf.strategies.auto_decision import become_the_fastest
 from lightning_perf.strategies.buffer_sync import BufferSync, defer_buffers
@@ -101,6 +102,8 @@ class PerfDDPMixin(_DDPStrategy):
         self._kept_sync: FusedSync | None = None
         self._agreement: SigtermAgreement | None = None
         self._buffers: BufferSync | None = None
+        #: Which buffers all processes have, since the module was wrapped.
+        self.alike: AlikeBuffers | None = None
         self._ragged: RaggedEpochs | None = None
         self._int8: Int8Hook | None = None
         self._residuals: dict[str, Tensor] | None = None
@@ -193,11 +196,17 @@ class PerfDDPMixin(_DDPStrategy):
         """DDP on the current stream: a side stream makes autograd synchronise two streams in every backward."""
         if self.acting.plain:
             return super()._setup_model(model)
-        wrapper = DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
-        if self.world_size > 1:
-            self._buffers = defer_buffers(wrapper, model, self.root_device)
-            self._undo_run.push(setattr, self, "_buffers", None)
+        if self.world_size < 2:
+            return self._wrapped(model)
+        self.alike = alike_buffers(model, self.root_device, self.say)
+        with self.alike.hidden():
+            wrapper = self._wrapped(model)
+        self._buffers = defer_buffers(wrapper, model, self.alike)
+        self._undo_run.push(setattr, self, "_buffers", None)
         return wrapper
+
+    def _wrapped(self, model: Any) -> DistributedDataParallel:
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
     def _register_ddp_hooks(self) -> None:
         """Communication hooks on every backend: Lightning's own method drops them off CUDA without a word."""

@@ -98,6 +98,16 @@ def _build(ns: ModuleType) -> dict[str, type]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(self.second(self.first(x)))
 
+    class Complex(Plain):
+        """Complex weights, whose gradients DDP keeps as pairs of numbers."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.phases = nn.Parameter(torch.randn(6, 6, dtype=torch.cfloat))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward((x.to(torch.cfloat) @ self.phases).abs())
+
     class Changing(Plain):
         """Buffers that every process changes in its own way and reads: one from the first step, one from epoch 1."""
 
@@ -152,4 +162,7 @@ def _build(ns: ModuleType) -> dict[str, type]:
             body = torch.optim.AdamW(self.net[:-1].parameters(), lr=1e-2)
             return [body, torch.optim.SGD(self.net[-1].parameters(), lr=1e-2, momentum=0.9)]
 
-    return {cls.__name__: cls for cls in (Plain, Unused, UnusedFirst, Tied, Changing, Frozen, Teacher, TwoOptimizers)}
+    return {
+        cls.__name__: cls
+        for cls in (Plain, Unused, UnusedFirst, Tied, Complex, Changing, Frozen, Teacher, TwoOptimizers)
+    }

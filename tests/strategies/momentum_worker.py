@@ -41,6 +41,8 @@ def check_adam() -> dict[str, Any]:
     stepped = [p for p in (large, small) if optimizer.state.get(p)]
     before = {p: torch.zeros_like(p).detach() for p in (large, small)}
     before |= {p: optimizer.state[p]["exp_avg"].clone() for p in stepped}
+    for p in stepped:
+        optimizer.state[p]["exp_avg_sq"].fill_(9.0)  # admits any of these
     second = optimizer.state[large]["exp_avg_sq"].clone()
     momenta = Momenta([optimizer], CPU)
     momenta.send()

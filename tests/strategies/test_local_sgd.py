@@ -47,10 +47,8 @@ def test_state_on_the_cpu_travels_from_the_device(sent: list[Any], monkeypatch: 
 
 
 def test_an_average_travels_from_the_device(sent: list[Any]) -> None:
-    module = torch.nn.Linear(4, 4, bias=False, device="meta")
-    module.register_buffer("count", torch.tensor(3))
     shadow = torch.zeros(5)
-    local_sgd.average_module(module, torch.device("meta"), [shadow])
+    local_sgd.average([torch.zeros(4, 4, device="meta"), torch.tensor(3), shadow], torch.device("meta"))
     assert sent == [("all_reduce", "meta", torch.float32, 4 * 4 + 5), ("broadcast", "meta", torch.int64, 1)]
     assert shadow.device.type == "cpu"
 

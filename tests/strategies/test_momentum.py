@@ -74,6 +74,34 @@ def test_more_processes_add_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(optimizer.state[weight]["exp_avg"], torch.ones_like(weight))
 
 
+def test_momentum_stays_within_what_the_second_moment_admits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers whose gradient this process has never seen, or of 0.01 at most, beside large ones of four others: Adam divides
+    by its own second moment, and 0.1 / sqrt(0.001) / sqrt(1 - 0.81 / 0.999) = 7.2703 is the most that it gives by itself.
+    """
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    def all_reduce(flat: torch.Tensor, async_op: bool) -> Done:
+        flat += 2.0
+        return Done()
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 5)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    found = []
+    for name in ("exp_avg_sq", "exp_inf"):
+        weight = torch.nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.Adam([weight])
+        optimizer.state[weight] = {"exp_avg": torch.zeros(3), name: torch.tensor([0.0, 1e-4, 1e4])}
+        momenta = Momenta([optimizer], torch.device("cpu"))
+        momenta.send()
+        momenta.receive()
+        found.append(optimizer.state[weight]["exp_avg"].tolist())
+    assert found[0] == pytest.approx([0.0, 0.072703, 2.0], rel=1e-4)
+    assert found[1] == pytest.approx([0.0, 1e-4 * 0.1 / (1 - 0.9 / 0.999), 2.0], rel=1e-4)
+
+
 def test_small_numbers_beside_large_ones_keep_their_size() -> None:
     """Powers of two down to 2^-14 of the largest, of either sign, beside two blocks of zeros and of something infinite."""
     powers = torch.tensor([448.0 * 2.0**-power * (-1) ** power for power in range(15)])

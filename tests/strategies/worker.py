@@ -48,6 +48,7 @@ CASES = (
     Case("two_optimizers", "TwoOptimizers"),
     Case("unused", "Unused", ddp={"find_unused_parameters": True}),
     Case("tied", "Tied"),
+    Case("complex", "Complex", "sgd"),
     Case("changing_buffers", "Changing"),
     Case("frozen_norm", "Frozen"),
     Case("teacher", "Teacher", ddp={"find_unused_parameters": True}),
@@ -68,7 +69,8 @@ def fit(case: Case, strategy: Any, folder: Path, **arguments: Any) -> tuple[Any,
 
 
 def flat(tensors: Any) -> torch.Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+    real = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
+    return torch.cat([tensor.detach().double().flatten() for tensor in real])
 
 
 def everywhere(flag: bool) -> bool:
@@ -131,8 +133,8 @@ EXACT = (
     *(("perf_ddp_overlap", name) for name in ("adamw_clipped", "accumulated")),
 )
 NEAR = (
-    *(("perf_ddp_bf16", name) for name in ("sgd", "accumulated", "two_optimizers")),
-    *(("perf_ddp_int8", name) for name in ("sgd", "accumulated", "two_optimizers")),
+    *(("perf_ddp_bf16", name) for name in ("sgd", "accumulated", "two_optimizers", "complex")),
+    *(("perf_ddp_int8", name) for name in ("sgd", "accumulated", "two_optimizers", "complex")),
     *(("perf_local_sgd", name) for name in ("sgd", "accumulated", "two_optimizers", "unused")),
 )
 CASE = {case.name: case for case in CASES}
