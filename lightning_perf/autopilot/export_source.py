@@ -91,7 +91,8 @@ def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Te
 
 
 def _plain_numbers(item: LayerRange) -> LayerRanges:
-    return LayerRanges(item.weight_scale.detach().cpu().numpy(), item.input, item.output)
+    scale = item.weight_scale.detach().cpu().numpy() if item.computed is None else None
+    return LayerRanges(scale, item.input, item.output, item.computed)
 
 
 def _batch(tensors: Sequence[Tensor], call: Call) -> int:

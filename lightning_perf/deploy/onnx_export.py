@@ -9,8 +9,9 @@ import torch
 from lightning_perf._optional import require
 from lightning_perf.deploy.calibrate import observe
 from lightning_perf.deploy.call import BATCH, first_line
+from lightning_perf.deploy.onnx_constants import compute_weights
 from lightning_perf.deploy.onnx_graph import OnnxGraph, pool_means
-from lightning_perf.deploy.quantized_graph import Plan, quantize_graph
+from lightning_perf.deploy.quantized_graph import LAYERS, Plan, quantize_graph
 from lightning_perf.deploy.shortcuts import convolve_shortcuts
 from lightning_perf.deploy.source import INT8, NotExportable, Source, exported_program, quiet
 
@@ -60,6 +61,7 @@ def integer_graph(source: Source, model: Any, *, fused_sum: bool) -> Plan:
         ValueError: nothing can be quantized, a range is not finite, no calibration inputs.
     """
     graph = OnnxGraph(model)
+    compute_weights(graph, LAYERS)
     shortcuts = convolve_shortcuts(graph)
     pool_means(graph)
     names = source.call.names

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import owner_of, weight_of
-from lightning_perf.quantization.layers import Layer, records
+from lightning_perf.quantization.layers import Layer, has_torchs_forward, records
 from lightning_perf.quantization.prepare import find_norms_again, unprepare
 from lightning_perf.quantization.qdq import Store, give_integers
 from lightning_perf.quantization.rounding import activation_parameters, stored_weight
@@ -30,6 +30,8 @@ class LayerRange:
         zero_point: of the input, in uint8 steps; None as above.
         input_scale: of the input; None as above.
         feeds_addition: whether the output goes into an addition, as residual connections have it.
+        computed: shape of the weight where a forward of the user's own may compute another one of it, of which the scale
+            says nothing; None where torch's forward takes the weight as it is.
 
     Example::
 
@@ -44,6 +46,7 @@ class LayerRange:
     zero_point: int | None = None
     input_scale: float | None = None
     feeds_addition: bool = False
+    computed: tuple[int, ...] | None = None
 
 
 Outputs = Literal["none", "additions", "all"]
@@ -170,6 +173,7 @@ def ranges(module: nn.Module) -> dict[str, LayerRange]:
                 zero,
                 input_scale,
                 layer.feeds_addition,
+                None if has_torchs_forward(child) else tuple(weight_of(child, key).shape),
             )
     return found
 
