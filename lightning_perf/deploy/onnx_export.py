@@ -28,6 +28,7 @@ def float_graph(source: Source, precision: str) -> Any:
     program = exported_program(source.float_form(precision), call)
     try:
         with quiet():
+            program = _without_projections(program)
             made = torch.onnx.export(
                 program,
                 (),
@@ -40,6 +41,19 @@ def float_graph(source: Source, precision: str) -> Any:
         raise NotExportable(f"no ONNX form ({first_line(error)})") from error
     assert made is not None
     return _whole_proto(made.model_proto)
+
+
+def _without_projections(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """LSTMs with ``proj_size``, which ONNX does not have, written out as products; without one the program itself."""
+    lstm = torch.ops.aten.lstm.input
+    if not any(node.target is lstm and _projects(node) for node in program.graph.nodes):
+        return program
+    return program.run_decompositions({lstm: torch.export.default_decompositions()[lstm]})
+
+
+def _projects(node: Any) -> bool:
+    _, _, weights, biases, layers, _, _, bidirectional, *_ = node.args
+    return len(weights) // (layers * (1 + bidirectional)) == (5 if biases else 3)
 
 
 def _whole_proto(model: Any) -> Any:

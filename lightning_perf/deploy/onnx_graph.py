@@ -151,7 +151,7 @@ def pool_means(graph: OnnxGraph) -> None:
     nodes: list[Any] = []
     for node in graph.nodes:
         axes = [] if node.op_type != "ReduceMean" or len(node.input) < 2 else graph.constants.get(node.input[1], [])
-        rank = ranks.get(node.input[0])
+        rank = ranks.get(node.input[0]) if node.input else None
         if rank == 4 and axes and sorted(int(axis) % rank for axis in graph.array(node.input[1])) == [2, 3]:
             pooled = f"{node.output[0]}_pooled" if not attribute(node, "keepdims", 1) else node.output[0]
             nodes.append(graph.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], f"{node.name}_pool"))

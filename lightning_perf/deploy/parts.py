@@ -60,7 +60,7 @@ def _search(module: nn.Module, prefix: str, seen: Mapping[str, list[Any]], refus
                 exported_program(child, own)
                 yield Part(path, own, count)
                 continue
-            except (NotExportable, ValueError, TypeError) as error:
+            except Exception as error:  # whatever a child's own code or an exporter raises
                 reason = first_line(error)
         refused[path] = reason or f"it runs {len(seen.get(path, []))} times per call"
         yield from _search(child, f"{path}.", seen, refused)
@@ -90,18 +90,23 @@ def build(source: Source, precision: str, folder: Path, *, write_child: WriteChi
         NotExportable: no child can be exported either.
     """
     module = source.plain
-    parts, refused = find_parts(module, source.call)
+    found, refused = find_parts(module, source.call)
+    home = folder / f"{NAME}-{precision}"
+    home.mkdir()
+    runs = [recorded_calls(module, source.call, tensors) for tensors in source.calibration if found]
+    parts = []
+    for part in found:
+        try:
+            inputs = [part.call.leaves(*run[part.name][0]) for run in runs if len(run[part.name]) == 1]
+            write_child(part.name, part.call, inputs, precision, home / part.name)
+            parts.append(part)
+        except Exception as error:  # one part that no runtime takes leaves the others
+            refused[part.name] = first_line(error)
     if not parts:
         reasons = (
             "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no children with parameters"
         )
         raise NotExportable(f"no part of {type(module).__name__} can be exported either ({reasons})")
-    home = folder / f"{NAME}-{precision}"
-    home.mkdir()
-    runs = [recorded_calls(module, source.call, tensors) for tensors in source.calibration]
-    for part in parts:
-        inputs = [part.call.leaves(*run[part.name][0]) for run in runs if len(run[part.name]) == 1]
-        write_child(part.name, part.call, inputs, precision, home / part.name)
     (home / INDEX).write_text(json.dumps([part.name for part in parts]), encoding="utf-8")
     total = sum(parameter.numel() for parameter in module.parameters()) or 1
     share = sum(part.parameters for part in parts) / total
