@@ -6,15 +6,15 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_perf.deploy.serve import gather, rebuild
+from lightning_perf.deploy.serve import gather
+from lightning_perf.deploy.structures import as_given, take_apart
 
-_CONSTANTS = (bool, int, float, str, type(None))
 BATCH = "batch"
 
 
@@ -24,7 +24,8 @@ class Call:
 
     ``parameters`` are the parameters that the example gave, ``inputs`` the structure of each, ``tensors`` the example's
     tensors in order, ``names`` theirs. ``batched`` says which tensors have the batch in their first dimension (none:
-    the batch size is fixed), ``outputs`` is the structure of the result.
+    the batch size is fixed), ``outputs`` is the structure of the result. ``examples`` are the parameters' own values, for
+    the classes of named tuples and dataclasses in them; what they do not hold, stand-ins with the same attributes take.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Call:
     output_count: int
     batched: tuple[bool, ...]
     notes: tuple[str, ...] = field(default=())
+    examples: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def batch_size(self) -> int | None:
@@ -59,7 +61,7 @@ class Call:
 
     def make(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Make the call on a module, with these tensors in the places of the example's."""
-        values: Any = {name: rebuild(spec, tensors) for name, spec in self.inputs.items()}
+        values: Any = {name: as_given(spec, tensors, self.examples.get(name)) for name, spec in self.inputs.items()}
         arguments = inspect.BoundArguments(self.signature, values)
         entry = module if self.method == "forward" else getattr(module, self.method)
         return entry(*arguments.args, **arguments.kwargs)
@@ -112,65 +114,6 @@ class FlatModule(nn.Module):
         return tuple(leaves)
 
 
-def take_apart(value: Any, leaves: list[Tensor], where: str) -> Any:
-    """The structure of ``value`` as plain data; its tensors are appended to ``leaves``.
-
-    Raises:
-        ValueError: something that is neither a tensor nor a list, tuple, dict or constant.
-    """
-    if isinstance(value, Tensor):
-        leaves.append(value)
-        return {"tensor": len(leaves) - 1}
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(
-                    f"{where} has the key {key!r}; only strings can be kept, rename it in a wrapper method."
-                )
-        return {"dict": {key: take_apart(item, leaves, f"{where}[{key!r}]") for key, item in value.items()}}
-    if isinstance(value, list | tuple):
-        items = [take_apart(item, leaves, f"{where}[{index}]") for index, item in enumerate(value)]
-        return {"list" if isinstance(value, list) else "tuple": items}
-    if isinstance(value, _CONSTANTS):
-        return {"const": value}
-    raise ValueError(
-        f"{where} is a {type(value).__name__}; tensors, lists, tuples, dicts and plain constants can be exported. Write a "
-        "method that takes and returns those, and export it with method='its_name'."
-    )
-
-
-class Attributes(dict[str, Any]):
-    """A dictionary whose entries are attributes too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the output has no {name!r}, only {sorted(self)}.") from None
-
-
-def in_form_of(example: Any, value: Any) -> Any:
-    """``value``, plain data of the same structure, in the classes of ``example``: named tuples, mappings with attributes.
-
-    Example::
-
-        >>> from collections import namedtuple
-        >>> in_form_of(namedtuple("Out", "loss logits")(1, [2]), (3, [4]))
-        Out(loss=3, logits=[4])
-    """
-    if isinstance(example, Mapping):
-        items = {key: in_form_of(example[key], item) for key, item in value.items()}
-        if type(example) is dict:
-            return items
-        return type(example)(**items) if is_dataclass(example) else Attributes(items)
-    if isinstance(example, list | tuple):
-        parts = [in_form_of(one, item) for one, item in zip(example, value, strict=True)]
-        if isinstance(example, list):
-            return parts
-        return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
-    return value
-
-
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors for a call that may write into them, as one that normalises its input in place does."""
     return [tensor.clone() for tensor in tensors]
@@ -202,7 +145,8 @@ def describe_call(
     tensors = [tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for tensor in tensors]
     if not tensors:
         raise ValueError(f"the example inputs hold no tensor, only {sorted(inputs)}; pass what forward takes.")
-    rough = Call(method, parameters, inputs, tuple(tensors), _names(inputs, len(tensors)), None, 0, _batched(tensors))
+    names, examples = _names(inputs, len(tensors)), dict(bound.arguments)
+    rough = Call(method, parameters, inputs, tuple(tensors), names, None, 0, _batched(tensors), examples=examples)
     copied = frozen_copy(module)
     leaves: list[Tensor] = []
     with torch.no_grad():
@@ -247,8 +191,8 @@ def _names(inputs: Mapping[str, Any], count: int) -> tuple[str, ...]:
         kind, content = next(iter(spec.items()))
         if kind == "tensor":
             found[content] = name
-        elif kind == "dict":
-            for key, inner in content.items():
+        elif kind in {"dict", "object", "named"}:
+            for key, inner in content if kind == "named" else content.items():
                 visit(inner, f"{name}_{key}")
         elif kind in {"list", "tuple"}:
             for index, inner in enumerate(content):
