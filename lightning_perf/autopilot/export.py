@@ -19,7 +19,7 @@ from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.call import copies, describe_call
 from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
-from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable, Source
+from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable, Source, exported_program
 from lightning_perf.deploy.structures import NotPlain
 from lightning_perf.deploy.trial import METRIC, eager, under_signature
 from lightning_perf.host import arguments_of, batches_of, is_a, namespace_of
@@ -147,9 +147,23 @@ def export(
         notes.append(f"{row.label} is not measured: {unmeasured}.")
     elif direction is not None:
         notes.append(f"Metric: {row.label}; {direction}.")
-    made = _first_that_works(partial(write, source), runtimes, left_out, notes)
+    try:
+        made = _first_that_works(partial(write, source), runtimes, left_out, notes)
+    except NotExportable as error:
+        one_size = dataclasses.replace(source, call=call.of_one_size(f"for any size {error}"))
+        if runtimes == "auto" or not any(call.batched) or not _traceable(one_size):
+            raise
+        made = _first_that_works(partial(write, one_size), runtimes, left_out, notes)
     _log.info("export: %s; best for one sample: %s", made.path, made.best)
     return made
+
+
+def _traceable(source: Source) -> bool:
+    try:
+        exported_program(source.plain, source.call)
+    except NotExportable:
+        return False
+    return True
 
 
 def _first_that_works(

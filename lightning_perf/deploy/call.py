@@ -52,6 +52,11 @@ class Call:
             for tensor, has in zip(source, self.batched, strict=True)
         ]
 
+    def of_one_size(self, reason: str) -> Call:
+        """The same call for the example's batch size alone."""
+        note = f"the batch size is fixed at {self.batch_size}: {reason}" if self.batch_size is not None else reason
+        return _replace(self, batched=(False,) * len(self.tensors), notes=(*self.notes, note))
+
     @property
     def signature(self) -> inspect.Signature:
         """The parameters that the example gave."""
@@ -145,6 +150,12 @@ def describe_call(
     tensors = [tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for tensor in tensors]
     if not tensors:
         raise ValueError(f"the example inputs hold no tensor, only {sorted(inputs)}; pass what forward takes.")
+    for name, tensor in zip(_names(inputs, len(tensors)), tensors, strict=True):
+        if not tensor.numel():
+            raise ValueError(
+                f"the example's {name} has the shape {list(tensor.shape)} and no value, so that nothing can be compared or "
+                "calibrated; pass a batch of one sample or more."
+            )
     names, examples = _names(inputs, len(tensors)), dict(bound.arguments)
     rough = Call(method, parameters, inputs, tuple(tensors), names, None, 0, _batched(tensors), examples=examples)
     copied = frozen_copy(module)
@@ -155,10 +166,7 @@ def describe_call(
         raise ValueError(f"{method}() returned no tensor; export a method that returns its result.")
     made = _replace(rough, outputs=outputs, output_count=len(leaves))
     reason = _fixed_batch(FlatModule(copied, made), made, leaves)
-    if reason is None:
-        return made
-    note = f"the batch size is fixed at {made.batch_size}: {reason}" if made.batch_size is not None else reason
-    return _replace(made, batched=(False,) * len(tensors), notes=(note,))
+    return made if reason is None else made.of_one_size(reason)
 
 
 def _kinds(bound: inspect.BoundArguments) -> tuple[tuple[str, str], ...]:

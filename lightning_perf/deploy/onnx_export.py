@@ -8,7 +8,7 @@ import torch
 
 from lightning_perf._optional import require
 from lightning_perf.deploy.calibrate import observe
-from lightning_perf.deploy.call import BATCH, first_line
+from lightning_perf.deploy.call import BATCH, Call, first_line
 from lightning_perf.deploy.onnx_constants import compute_weights
 from lightning_perf.deploy.onnx_graph import OnnxGraph, pool_means
 from lightning_perf.deploy.quantized_graph import LAYERS, Plan, quantize_graph
@@ -26,6 +26,7 @@ def float_graph(source: Source, precision: str) -> Any:
     require("onnxscript", extra="deploy", purpose="exporting to ONNX Runtime and OpenVINO")
     call = source.call
     program = exported_program(source.float_form(precision), call)
+    _check_numbers(program, call)
     try:
         with quiet():
             program = _without_projections(program)
@@ -41,6 +42,18 @@ def float_graph(source: Source, precision: str) -> Any:
         raise NotExportable(f"no ONNX form ({first_line(error)})") from error
     assert made is not None
     return _whole_proto(made.model_proto)
+
+
+def _check_numbers(program: torch.export.ExportedProgram, call: Call) -> None:
+    """Refuse numbers at the ends of a graph that the runtimes or numpy do not know."""
+    ends = [node.meta.get("val") for node in program.graph.output_node().all_input_nodes]
+    found = {tensor.dtype for tensor in (*call.tensors, *ends) if isinstance(tensor, torch.Tensor)}
+    if any(dtype.is_complex for dtype in found):
+        raise NotExportable("it takes or returns complex numbers, which ONNX has not; use torch.view_as_real there")
+    if torch.bfloat16 in found:
+        raise NotExportable(
+            "it takes or returns bfloat16, which arrays of numpy cannot hold; export module.float() on float32 inputs"
+        )
 
 
 def _without_projections(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -98,7 +98,8 @@ def plan(graph: OnnxGraph, ranges: Mapping[str, LayerRanges] | None, *, fused_su
 
 def _why_float(graph: OnnxGraph, node: Any, name: str, ranges: Mapping[str, LayerRanges] | None) -> str | None:
     if ranges is not None and name not in ranges:
-        return "the module was prepared without it"
+        inside = any(known.startswith(f"{name}.") for known in ranges)
+        return "only its weights are rounded" if inside else "the module was prepared without it"
     weight = graph.array(node.input[1])
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype}"
@@ -203,7 +204,9 @@ def quantize_graph(
         if _on_bytes(graph, node, grids):
             nodes += writer.on_bytes(node)
             continue
-        renamed = [f"{name}_dq" if name in grids else name for name in node.input]
+        rounds = node.name in layers or label_of(node) in (ranges or {}) or bool(grids.keys() & set(node.output))
+        in_float = set() if rounds else set(_graph_inputs(graph))  # what is only read is there unrounded
+        renamed = [f"{name}_dq" if name in grids and name not in in_float else name for name in node.input]
         if node.name in layers:
             own = (ranges or {}).get(label_of(node), LayerRanges())
             scale = np.float32(1) if node.output[0] in moved else own.weight_scale

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 import lightning_perf as lp
 from lightning_perf.autopilot.export_source import source_of
+from lightning_perf.deploy import serve
 from lightning_perf.deploy.call import describe_call
 from lightning_perf.deploy.pipeline import write_artifact
+from lightning_perf.deploy.source import NotExportable
 
 BOTH: dict[str, Any] = {"runtimes": ["onnxruntime", "openvino"], "precisions": ["fp32", "int8"], "rounds": 0}
 
@@ -107,3 +109,63 @@ def test_what_a_runtime_raises_leaves_it_out(tmp_path: Path) -> None:
             source, tmp_path / "n.lpx", runtimes="parts", builders={"parts": broken}, precisions=["fp32"], rounds=0
         )
 
+
+class ByShape(nn.Module):
+    """Takes another way for batches of more than four, which no graph for any size can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(2 * x if len(x) > 4 else x)
+
+
+def test_a_branch_on_the_batch_size_is_exported_for_one_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = ByShape().eval(), torch.randn(6, 8)
+    made = lp.export(module, x, tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["fp32"], rounds=0)
+    assert made.best == "onnxruntime-fp32"
+    assert made.report is not None
+    assert any(note.startswith("the batch size is fixed at 6: for any size") for note in made.report.notes)
+    torch.testing.assert_close(lp.load_artifact(made.path)(x), module(x).detach())
+    with pytest.raises(serve.ArtifactError, match=r"shape \(3, 8\) and must have \[6, 8\]"):
+        lp.load_artifact(made.path)(x[:3])
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "words"),
+    [
+        (nn.Sequential(nn.Linear(16, 16), Spectrum()), torch.ones(3, 16), r"complex numbers.*use torch\.view_as_real"),
+        (nn.Linear(4, 2).bfloat16(), torch.ones(3, 4).bfloat16(), r"bfloat16.*export module\.float\(\)"),
+    ],
+    ids=["complex", "bfloat16"],
+)
+def test_numbers_that_no_array_can_hold(module: nn.Module, x: Tensor, words: str, tmp_path: Path) -> None:
+    with pytest.raises(NotExportable, match=words):
+        lp.export(module, x, tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["fp32"], rounds=0)
+
+
+def test_a_forward_of_keywords_alone(tmp_path: Path) -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, **batch: Tensor) -> Tensor:
+            return self.head(batch["x"]) * batch["mask"]
+
+    module, batch = Keywords().eval(), {"x": torch.randn(6, 8), "mask": torch.arange(6).view(6, 1) > 2}
+    made = lp.export(module, batch, tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["fp32"], rounds=0)
+    assert made.manifest["call"] == "forward(**batch)"
+    torch.testing.assert_close(lp.load_artifact(made.path)(**batch), module(**batch).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_example_without_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x has the shape \[0, 8\].*pass a batch of one sample or more"):
+        lp.export(ByShape(), torch.randn(0, 8), tmp_path / "m.lpx", runtimes="onnxruntime", rounds=0)
