@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.deploy import inductor, onnx_runtime, openvino
 from lightning_perf.deploy.call import Call, FlatModule, copies, frozen_copy
 from lightning_perf.deploy.pipeline import write_artifact
@@ -131,6 +131,6 @@ def write_child(
 
 def copy_with(module: nn.Module, method: str, run: Any) -> Any:
     """A copy of the user's module in which ``method`` is an artefact."""
-    clone = copy.deepcopy(module).eval()
+    clone = deep_copy(module).eval()
     vars(clone)[method] = run
     return clone

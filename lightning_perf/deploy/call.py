@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.deploy.serve import gather
 from lightning_perf.deploy.structures import as_given, take_apart
 
@@ -126,7 +126,7 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched."""
-    return copy.deepcopy(module).eval().cpu().requires_grad_(False)
+    return deep_copy(module).eval().cpu().requires_grad_(False)
 
 
 def describe_call(

@@ -6,7 +6,6 @@ child that cannot be exported is looked into.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.deploy.call import Call, FlatModule, copies, describe_call, first_line, frozen_copy
 from lightning_perf.deploy.load import open_artifact
 from lightning_perf.deploy.source import NotExportable, Source, exported_program
@@ -174,7 +174,7 @@ def assembled(module: nn.Module, home: Path, threads: int | None) -> nn.Module:
     Raises:
         ValueError: the module has no child of that name.
     """
-    made = copy.deepcopy(module).eval()
+    made = deep_copy(module).eval()
     for name in json.loads((home / INDEX).read_text(encoding="utf-8")):
         parent, _, own = name.rpartition(".")
         try:

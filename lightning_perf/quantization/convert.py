@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import owner_of, weight_of
 from lightning_perf.quantization.layers import Layer, has_torchs_forward, records
@@ -196,7 +196,7 @@ def _quantized(module: nn.Module) -> list[tuple[str, nn.Module, Layer]]:
 
 def _copied(module: nn.Module) -> tuple[nn.Module, list[tuple[str, nn.Module, Layer]]]:
     _quantized(module)
-    twin = copy.deepcopy(module).eval()
+    twin = deep_copy(module).eval()
     return twin, _quantized(twin)
 
 

@@ -169,3 +169,35 @@ def test_a_forward_of_keywords_alone(tmp_path: Path) -> None:
 def test_an_example_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x has the shape \[0, 8\].*pass a batch of one sample or more"):
         lp.export(ByShape(), torch.randn(0, 8), tmp_path / "m.lpx", runtimes="onnxruntime", rounds=0)
+
+
+class Mapped(nn.Module):
+    """Keeps what it saw, with the graph that leads to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.maps: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.maps = [self.body(x).relu()]
+        return self.head(self.maps[0])
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_module_that_keeps_tensors_with_a_graph(prepared: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Mapped().eval(), torch.randn(16, 8)
+    expected = module(x).detach()
+    if prepared:
+        lp.quantize(module, [x])
+        module(x)
+    kept = module.maps[0]
+    assert kept.grad_fn is not None
+    made = lp.export(module, [x], tmp_path / "m.lpx", runtimes=["onnxruntime", "parts", "stored"], rounds=0)
+    assert module.maps[0] is kept
+    for name in ("onnxruntime-fp32", "onnxruntime-int8", "parts-fp32", "parts-int8", "stored-fp32"):
+        entry = made.manifest["variants"][name]
+        assert entry["passed"], entry["reason"]
+        found = lp.load_artifact(made.path, name, module=module)(x)
+        assert float((found - expected).norm() / expected.norm()) < (1e-4 if "fp32" in name else 0.05)
