@@ -32,13 +32,15 @@ class LayerRanges:
 
     ``weight_scale`` has one entry per output channel (or one in all); ``input`` is the smallest and largest value seen.
     ``computed`` is the shape of the weight where the user's own forward may compute another one of it, such as a
-    standardised one, and more products than one; None for a forward of torch.
+    standardised one, and more products than one; None for a forward of torch. ``layer`` is the layer's own name, where
+    they are kept under that of a batch norm too.
     """
 
     weight_scale: np.ndarray | None = None
     input: Range | None = None
     output: Range | None = None
     computed: tuple[int, ...] | None = None
+    layer: str = ""
 
     def covers(self, weight: np.ndarray) -> bool:
         """Whether a product with ``weight`` is the one that is known here, and not a further one of the layer's forward."""
@@ -224,7 +226,7 @@ def _known_input(graph: OnnxGraph, node: Any, ranges: Mapping[str, LayerRanges] 
     name = label_of(node)
     own = (ranges or {}).get(name, LayerRanges())
     maker = graph.maker.get(node.input[0])
-    while own.computed is not None and maker is not None and label_of(maker) == name:
+    while own.computed is not None and maker is not None and label_of(maker) in (name, own.layer):
         if not _only_moves(graph, maker):
             return None
         maker = graph.maker.get(maker.input[0])

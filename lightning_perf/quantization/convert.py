@@ -32,6 +32,7 @@ class LayerRange:
         feeds_addition: whether the output goes into an addition, as residual connections have it.
         computed: shape of the weight where a forward of the user's own may compute another one of it, of which the scale
             says nothing; None where torch's forward takes the weight as it is.
+        followed_by: name of the batch norm that was seen behind the layer, by which exporters that fold it call the two.
 
     Example::
 
@@ -47,6 +48,7 @@ class LayerRange:
     input_scale: float | None = None
     feeds_addition: bool = False
     computed: tuple[int, ...] | None = None
+    followed_by: str | None = None
 
 
 Outputs = Literal["none", "additions", "all"]
@@ -174,6 +176,7 @@ def ranges(module: nn.Module) -> dict[str, LayerRange]:
                 input_scale,
                 layer.feeds_addition,
                 None if has_torchs_forward(child) else tuple(weight_of(child, key).shape),
+                layer.followed_by,
             )
     return found
 

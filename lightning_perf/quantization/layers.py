@@ -62,6 +62,7 @@ class Layer:
     active: bool = True
     norm: nn.Module | None = None
     unfolded: str | None = None  # why a batch norm that follows is not folded
+    followed_by: str | None = None  # name of the batch norm that was seen to follow, folded or not
     feeds_addition: bool = False
     last: Any = None  # weak reference to the last output, for the batch norm behind it
     confirmed: bool = False  # whether the pair was seen in an evaluation step too

@@ -112,3 +112,21 @@ def test_a_further_product_of_a_layer_is_said(tmp_path: Path) -> None:
         "0 (its product with 4 x 16)",
         "0 (its product with 8 x 4)",
     ]
+
+
+@torch.no_grad()
+def test_a_batch_norm_behind_a_computed_weight(tmp_path: Path) -> None:
+    """The exporter folds it, and names what it makes by the norm."""
+    torch.manual_seed(0)
+    conv, norm, x = Standardised(8, 16, 3, padding=1), nn.BatchNorm2d(16).train(), torch.randn(8, 8, 6, 6)
+    for _ in range(20):
+        norm(conv(x))
+    in_float = norm.eval()(conv(x))
+    module = lp.quantize(nn.Sequential(conv, norm).eval(), [x])
+    made = lp.export(module, x, tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["int8"], rounds=0)
+    assert made.manifest["variants"]["onnxruntime-int8"]["notes"] == []
+    span = ranges(module)["0"].input
+    assert span is not None
+    expected = norm(by_hand(conv, x, *span))
+    found = lp.load_artifact(made.path)(x)
+    assert float((found - expected).norm() / (expected - in_float).norm()) < 0.1
