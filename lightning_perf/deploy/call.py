@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lightning_perf._copying import deep_copy
 from lightning_perf.deploy.serve import gather
@@ -125,8 +126,48 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched."""
-    return deep_copy(module).eval().cpu().requires_grad_(False)
+    """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched.
+
+    Weights that a parametrization of torch computes are plain weights there.
+
+    Raises:
+        ValueError: weights are inside of TorchScript, or the module holds something that cannot be copied.
+    """
+    for child in module.modules():
+        if isinstance(child, torch.jit.ScriptModule) and next(child.parameters(), None) is not None:
+            raise ValueError(
+                f"{type(module).__name__} holds a {type(child).__name__} with weights, which nothing here can take apart; "
+                "give the module that it was scripted or traced from."
+            )
+    try:
+        made = deep_copy(module).eval().cpu()
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({first_line(error)}), and it is a copy that is worked on; take what "
+            "cannot be copied off the module before, or give its class a __deepcopy__."
+        ) from error
+    _fix_parametrized(made)
+    return made.requires_grad_(False)
+
+
+def _fix_parametrized(module: nn.Module) -> None:
+    """Store what parametrizations compute, unless it is another value each time.
+
+    A parametrized module has a class of its own that its copies share: torch's own removal would take the properties out of
+    that class, and so out of the module that was copied.
+    """
+    for child in list(module.modules()):
+        base = type(child).__bases__[0]
+        if not parametrize.is_parametrized(child) or type(child).__name__ != f"Parametrized{base.__name__}":
+            continue
+        names = list(child.get_submodule("parametrizations")._modules)
+        with torch.no_grad():
+            values, again = ([getattr(child, name).clone() for name in names] for _ in range(2))
+        if all(map(torch.equal, values, again)):
+            del child._modules["parametrizations"]
+            object.__setattr__(child, "__class__", base)
+            for name, value in zip(names, values, strict=True):
+                child.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def describe_call(

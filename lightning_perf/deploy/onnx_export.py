@@ -39,7 +39,10 @@ def float_graph(source: Source, precision: str) -> Any:
                 verbose=False,
             )
     except Exception as error:
-        raise NotExportable(f"no ONNX form ({first_line(error)})") from error
+        cause: BaseException = error  # what the exporter raises last tells of its own steps alone
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise NotExportable(f"no ONNX form ({first_line(cause)})") from error
     assert made is not None
     return _whole_proto(made.model_proto)
 

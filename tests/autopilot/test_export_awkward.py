@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import lightning_perf as lp
 from lightning_perf.autopilot.export_source import source_of
 from lightning_perf.deploy import serve
-from lightning_perf.deploy.call import describe_call
+from lightning_perf.deploy.call import describe_call, frozen_copy
 from lightning_perf.deploy.pipeline import write_artifact
 from lightning_perf.deploy.source import NotExportable
 
@@ -201,3 +202,59 @@ def test_a_module_that_keeps_tensors_with_a_graph(prepared: bool, tmp_path: Path
         assert entry["passed"], entry["reason"]
         found = lp.load_artifact(made.path, name, module=module)(x)
         assert float((found - expected).norm() / expected.norm()) < (1e-4 if "fp32" in name else 0.05)
+
+
+def test_a_module_that_cannot_be_copied_says_why(tmp_path: Path) -> None:
+    module: Any = ByShape()
+    module.lock = threading.Lock()
+    with pytest.raises(
+        ValueError, match=r"ByShape cannot be copied \(TypeError: cannot pickle '_thread.lock' object\)"
+    ):
+        lp.export(module, torch.ones(2, 8), tmp_path / "m.lpx")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_module_is_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(torch.jit.script(nn.Linear(8, 3)))
+    with pytest.raises(ValueError, match=r"Sequential holds a RecursiveScriptModule.*scripted or traced from"):
+        lp.export(module, torch.ones(2, 8), tmp_path / "m.lpx")
+
+
+class Noise(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + torch.randn_like(weight)
+
+
+def test_parametrized_weights_are_exported_and_quantized(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    norm, orthogonal = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal
+    module = nn.Sequential(norm(nn.Linear(8, 16)), nn.ReLU(), orthogonal(nn.Linear(16, 16)), nn.Linear(16, 3)).eval()
+    x, names = torch.randn(32, 8), list(module.state_dict())
+    expected = module(x).detach()
+    made = lp.export(module, x, tmp_path / "m.lpx", runtimes=["onnxruntime", "stored"], rounds=0)
+    for name in ("onnxruntime-fp32", "onnxruntime-int8", "stored-fp32"):
+        entry = made.manifest["variants"][name]
+        assert entry["passed"], entry["reason"]
+        assert not any("left in float" in note for note in entry["notes"])
+        found = lp.load_artifact(made.path, name, module=module)(x)
+        assert float((found - expected).norm() / expected.norm()) < (1e-4 if "fp32" in name else 0.05)
+    assert list(module.state_dict()) == names
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_a_weight_that_is_drawn_anew_each_time_is_not_fixed() -> None:
+    layer = nn.Linear(4, 2)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Noise())
+    copied = frozen_copy(layer)
+    assert not torch.equal(copied(torch.ones(1, 4)), copied(torch.ones(1, 4)))
+
+
+def test_the_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    class Orthogonal(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.matrix_exp(x)
+
+    with pytest.raises(NotExportable, match=r"no ONNX form \(DispatchError: No ONNX function found.*matrix_exp"):
+        lp.export(
+            Orthogonal(), torch.ones(2, 3, 3), tmp_path / "m.lpx", runtimes="onnxruntime", precisions=["fp32"], rounds=0
+        )
