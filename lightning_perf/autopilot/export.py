@@ -19,7 +19,8 @@ from lightning_perf.deploy import parts
 from lightning_perf.deploy.artifact import Artifact, check_target
 from lightning_perf.deploy.call import copies, describe_call
 from lightning_perf.deploy.pipeline import PYTHON, check_precisions, choose_runtimes, write_artifact
-from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable, Source
+from lightning_perf.deploy.source import INT8, PRECISIONS, NotExportable, Source, exported_program
+from lightning_perf.deploy.structures import NotPlain
 from lightning_perf.deploy.trial import METRIC, eager, under_signature
 from lightning_perf.host import arguments_of, batches_of, is_a, namespace_of
 from lightning_perf.report import Quantity
@@ -102,7 +103,16 @@ def export(
     check_target(Path(path))
     given = batches_of(batch_or_inputs, calibration_batches)
     (args, kwargs), how = arguments_of(module, given[0], method)
-    call = describe_call(module, args, kwargs, method)
+    try:
+        call = describe_call(module, args, kwargs, method)
+    except NotPlain as error:
+        children = parts.children_that_take_tensors(module, args, kwargs, method)
+        if not children:
+            raise
+        raise NotPlain(
+            f"{error} Or export the parts of {type(module).__name__} that take tensors as they are, each with what it gets "
+            f"in a call, such as export(module.{children[0]}, inputs, path): {', '.join(children)}."
+        ) from error
     calibration = [call.leaves(*arguments_of(module, batch, method)[0]) for batch in given]
     calibration = [
         copies([tensor.detach().cpu() for tensor in tensors]) for tensors in calibration if call.fits(tensors)
@@ -114,8 +124,7 @@ def export(
         raise ValueError(f"max_drop={max_drop!r} needs a metric that runs the artefact: {unmeasured}.")
     write = partial(
         write_artifact,
-        source,
-        path,
+        path=path,
         builders={parts.NAME: partial(parts.build, write_child=partial(write_child, source))},
         precisions=[precision for precision in wanted if precision not in missing],
         batches=batches,
@@ -138,9 +147,23 @@ def export(
         notes.append(f"{row.label} is not measured: {unmeasured}.")
     elif direction is not None:
         notes.append(f"Metric: {row.label}; {direction}.")
-    made = _first_that_works(write, runtimes, left_out, notes)
+    try:
+        made = _first_that_works(partial(write, source), runtimes, left_out, notes)
+    except NotExportable as error:
+        one_size = dataclasses.replace(source, call=call.of_one_size(f"for any size {error}"))
+        if runtimes == "auto" or not any(call.batched) or not _traceable(one_size):
+            raise
+        made = _first_that_works(partial(write, one_size), runtimes, left_out, notes)
     _log.info("export: %s; best for one sample: %s", made.path, made.best)
     return made
+
+
+def _traceable(source: Source) -> bool:
+    try:
+        exported_program(source.plain, source.call)
+    except NotExportable:
+        return False
+    return True
 
 
 def _first_that_works(

@@ -53,9 +53,9 @@ def load_artifact(
     call = call_of(manifest)
     if entry["runtime"] == parts.NAME:
         plain = unprepare(frozen_copy(module))
-        return LoadedArtifact(manifest, name, parts.open_parts(plain, call, file.parent, threads))
+        return LoadedArtifact(manifest, name, parts.open_parts(plain, call, file.parent, threads), any_size=True)
     form = compiled.restore(_form(module, entry["precision"]), file)
-    return LoadedArtifact(manifest, name, compiled.open_form(entry["runtime"], form, call))
+    return LoadedArtifact(manifest, name, compiled.open_form(entry["runtime"], form, call), any_size=True)
 
 
 def _form(module: nn.Module, precision: str) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.deploy import inductor, onnx_runtime, openvino
 from lightning_perf.deploy.call import Call, FlatModule, copies, frozen_copy
 from lightning_perf.deploy.pipeline import write_artifact
@@ -70,7 +70,7 @@ def source_of(
         prepared=prepared,
         on_grid=folded_float(prepared),
         integer=to_qdq(prepared),
-        ranges={name: _plain_numbers(item) for name, item in ranges(prepared).items()},
+        ranges=_plain_ranges(ranges(prepared)),
     )
     return made, notes, {}
 
@@ -90,8 +90,16 @@ def calibrate(prepared: nn.Module, call: Call, calibration: Sequence[Sequence[Te
                     watch.returned(outputs)
 
 
-def _plain_numbers(item: LayerRange) -> LayerRanges:
-    return LayerRanges(item.weight_scale.detach().cpu().numpy(), item.input, item.output)
+def _plain_ranges(found: Mapping[str, LayerRange]) -> dict[str, LayerRanges]:
+    """Ranges by layer; by the batch norm behind a computed weight, too: where it is folded only its name is left."""
+    norms = {item.followed_by: name for name, item in found.items() if item.computed is not None and item.followed_by}
+    made = {name: _plain_numbers(name, item) for name, item in found.items()}
+    return {norm: made[name] for norm, name in norms.items()} | made
+
+
+def _plain_numbers(name: str, item: LayerRange) -> LayerRanges:
+    scale = item.weight_scale.detach().cpu().numpy() if item.computed is None else None
+    return LayerRanges(scale, item.input, item.output, item.computed, name)
 
 
 def _batch(tensors: Sequence[Tensor], call: Call) -> int:
@@ -130,6 +138,6 @@ def write_child(
 
 def copy_with(module: nn.Module, method: str, run: Any) -> Any:
     """A copy of the user's module in which ``method`` is an artefact."""
-    clone = copy.deepcopy(module).eval()
+    clone = deep_copy(module).eval()
     vars(clone)[method] = run
     return clone

@@ -36,7 +36,7 @@ def observe(model: Any, inputs: Iterable[Mapping[str, np.ndarray]]) -> dict[str,
         count += 1
         values = dict(zip(names, session.run(None, dict(feed)), strict=True)) | dict(feed)
         for name, value in values.items():
-            if value.dtype == np.float32 and value.size:
+            if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.size:  # and no sequence
                 low, high = found.get(name, (np.inf, -np.inf))
                 found[name] = (min(low, float(value.min())), max(high, float(value.max())))
     if not count:

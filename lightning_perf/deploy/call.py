@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from lightning_perf.deploy.serve import gather, rebuild
+from lightning_perf._copying import deep_copy
+from lightning_perf.deploy.serve import gather
+from lightning_perf.deploy.structures import as_given, take_apart
 
-_CONSTANTS = (bool, int, float, str, type(None))
 BATCH = "batch"
 
 
@@ -24,7 +25,8 @@ class Call:
 
     ``parameters`` are the parameters that the example gave, ``inputs`` the structure of each, ``tensors`` the example's
     tensors in order, ``names`` theirs. ``batched`` says which tensors have the batch in their first dimension (none:
-    the batch size is fixed), ``outputs`` is the structure of the result.
+    the batch size is fixed), ``outputs`` is the structure of the result. ``examples`` are the parameters' own values, for
+    the classes of named tuples and dataclasses in them; what they do not hold, stand-ins with the same attributes take.
     """
 
     method: str
@@ -36,6 +38,7 @@ class Call:
     output_count: int
     batched: tuple[bool, ...]
     notes: tuple[str, ...] = field(default=())
+    examples: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def batch_size(self) -> int | None:
@@ -50,6 +53,11 @@ class Call:
             for tensor, has in zip(source, self.batched, strict=True)
         ]
 
+    def of_one_size(self, reason: str) -> Call:
+        """The same call for the example's batch size alone."""
+        note = f"the batch size is fixed at {self.batch_size}: {reason}" if self.batch_size is not None else reason
+        return _replace(self, batched=(False,) * len(self.tensors), notes=(*self.notes, note))
+
     @property
     def signature(self) -> inspect.Signature:
         """The parameters that the example gave."""
@@ -59,7 +67,7 @@ class Call:
 
     def make(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Make the call on a module, with these tensors in the places of the example's."""
-        values: Any = {name: rebuild(spec, tensors) for name, spec in self.inputs.items()}
+        values: Any = {name: as_given(spec, tensors, self.examples.get(name)) for name, spec in self.inputs.items()}
         arguments = inspect.BoundArguments(self.signature, values)
         entry = module if self.method == "forward" else getattr(module, self.method)
         return entry(*arguments.args, **arguments.kwargs)
@@ -112,73 +120,54 @@ class FlatModule(nn.Module):
         return tuple(leaves)
 
 
-def take_apart(value: Any, leaves: list[Tensor], where: str) -> Any:
-    """The structure of ``value`` as plain data; its tensors are appended to ``leaves``.
-
-    Raises:
-        ValueError: something that is neither a tensor nor a list, tuple, dict or constant.
-    """
-    if isinstance(value, Tensor):
-        leaves.append(value)
-        return {"tensor": len(leaves) - 1}
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ValueError(
-                    f"{where} has the key {key!r}; only strings can be kept, rename it in a wrapper method."
-                )
-        return {"dict": {key: take_apart(item, leaves, f"{where}[{key!r}]") for key, item in value.items()}}
-    if isinstance(value, list | tuple):
-        items = [take_apart(item, leaves, f"{where}[{index}]") for index, item in enumerate(value)]
-        return {"list" if isinstance(value, list) else "tuple": items}
-    if isinstance(value, _CONSTANTS):
-        return {"const": value}
-    raise ValueError(
-        f"{where} is a {type(value).__name__}; tensors, lists, tuples, dicts and plain constants can be exported. Write a "
-        "method that takes and returns those, and export it with method='its_name'."
-    )
-
-
-class Attributes(dict[str, Any]):
-    """A dictionary whose entries are attributes too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the output has no {name!r}, only {sorted(self)}.") from None
-
-
-def in_form_of(example: Any, value: Any) -> Any:
-    """``value``, plain data of the same structure, in the classes of ``example``: named tuples, mappings with attributes.
-
-    Example::
-
-        >>> from collections import namedtuple
-        >>> in_form_of(namedtuple("Out", "loss logits")(1, [2]), (3, [4]))
-        Out(loss=3, logits=[4])
-    """
-    if isinstance(example, Mapping):
-        items = {key: in_form_of(example[key], item) for key, item in value.items()}
-        if type(example) is dict:
-            return items
-        return type(example)(**items) if is_dataclass(example) else Attributes(items)
-    if isinstance(example, list | tuple):
-        parts = [in_form_of(one, item) for one, item in zip(example, value, strict=True)]
-        if isinstance(example, list):
-            return parts
-        return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
-    return value
-
-
 def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors for a call that may write into them, as one that normalises its input in place does."""
     return [tensor.clone() for tensor in tensors]
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched."""
-    return copy.deepcopy(module).eval().cpu().requires_grad_(False)
+    """A copy in evaluation mode, on the CPU, that needs no gradients; the user's module is not touched.
+
+    Weights that a parametrization of torch computes are plain weights there.
+
+    Raises:
+        ValueError: weights are inside of TorchScript, or the module holds something that cannot be copied.
+    """
+    for child in module.modules():
+        if isinstance(child, torch.jit.ScriptModule) and next(child.parameters(), None) is not None:
+            raise ValueError(
+                f"{type(module).__name__} holds a {type(child).__name__} with weights, which nothing here can take apart; "
+                "give the module that it was scripted or traced from."
+            )
+    try:
+        made = deep_copy(module).eval().cpu()
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({first_line(error)}), and it is a copy that is worked on; take what "
+            "cannot be copied off the module before, or give its class a __deepcopy__."
+        ) from error
+    _fix_parametrized(made)
+    return made.requires_grad_(False)
+
+
+def _fix_parametrized(module: nn.Module) -> None:
+    """Store what parametrizations compute, unless it is another value each time.
+
+    A parametrized module has a class of its own that its copies share: torch's own removal would take the properties out of
+    that class, and so out of the module that was copied.
+    """
+    for child in list(module.modules()):
+        base = type(child).__bases__[0]
+        if not parametrize.is_parametrized(child) or type(child).__name__ != f"Parametrized{base.__name__}":
+            continue
+        names = list(child.get_submodule("parametrizations")._modules)
+        with torch.no_grad():
+            values, again = ([getattr(child, name).clone() for name in names] for _ in range(2))
+        if all(map(torch.equal, values, again)):
+            del child._modules["parametrizations"]
+            object.__setattr__(child, "__class__", base)
+            for name, value in zip(names, values, strict=True):
+                child.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def describe_call(
@@ -202,7 +191,14 @@ def describe_call(
     tensors = [tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for tensor in tensors]
     if not tensors:
         raise ValueError(f"the example inputs hold no tensor, only {sorted(inputs)}; pass what forward takes.")
-    rough = Call(method, parameters, inputs, tuple(tensors), _names(inputs, len(tensors)), None, 0, _batched(tensors))
+    for name, tensor in zip(_names(inputs, len(tensors)), tensors, strict=True):
+        if not tensor.numel():
+            raise ValueError(
+                f"the example's {name} has the shape {list(tensor.shape)} and no value, so that nothing can be compared or "
+                "calibrated; pass a batch of one sample or more."
+            )
+    names, examples = _names(inputs, len(tensors)), dict(bound.arguments)
+    rough = Call(method, parameters, inputs, tuple(tensors), names, None, 0, _batched(tensors), examples=examples)
     copied = frozen_copy(module)
     leaves: list[Tensor] = []
     with torch.no_grad():
@@ -211,10 +207,7 @@ def describe_call(
         raise ValueError(f"{method}() returned no tensor; export a method that returns its result.")
     made = _replace(rough, outputs=outputs, output_count=len(leaves))
     reason = _fixed_batch(FlatModule(copied, made), made, leaves)
-    if reason is None:
-        return made
-    note = f"the batch size is fixed at {made.batch_size}: {reason}" if made.batch_size is not None else reason
-    return _replace(made, batched=(False,) * len(tensors), notes=(note,))
+    return made if reason is None else made.of_one_size(reason)
 
 
 def _kinds(bound: inspect.BoundArguments) -> tuple[tuple[str, str], ...]:
@@ -247,8 +240,8 @@ def _names(inputs: Mapping[str, Any], count: int) -> tuple[str, ...]:
         kind, content = next(iter(spec.items()))
         if kind == "tensor":
             found[content] = name
-        elif kind == "dict":
-            for key, inner in content.items():
+        elif kind in {"dict", "object", "named"}:
+            for key, inner in content if kind == "named" else content.items():
                 visit(inner, f"{name}_{key}")
         elif kind in {"list", "tuple"}:
             for index, inner in enumerate(content):

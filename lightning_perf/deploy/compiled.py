@@ -52,7 +52,7 @@ def _written(runtime: str, source: Source, precision: str, folder: Path, note: s
     name = f"{runtime}-{precision}"
     (folder / name).mkdir()
     path = f"{name}/{WEIGHTS}"
-    save_tensors(bare(form).state_dict(), folder / path)
+    save_tensors(_tensors(bare(form)), folder / path)
     run = partial(_open, runtime, form, source.call)
     return Variant(name, runtime, precision, path, (path,), run, {"torch": torch.__version__}, (note,))
 
@@ -66,14 +66,23 @@ def bare(form: nn.Module) -> nn.Module:
     return getattr(form, "wrapped", form)
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def restore(form: nn.Module, path: Path) -> nn.Module:
     """Load the weights of an artefact into a module of the same structure, strictly.
+
+    What ``get_extra_state`` returns, other than a tensor, is no weight: it stays that of ``form``.
 
     Raises:
         ValueError: other names or shapes.
     """
+    module = bare(form)
+    own, tensors = module.state_dict(), _tensors(module)
+    extra = {name: value for name, value in own.items() if name not in tensors}
     try:
-        bare(form).load_state_dict(load_tensors(path), strict=True)
+        module.load_state_dict({**extra, **load_tensors(path)}, strict=True)
     except RuntimeError as error:
         raise ValueError(f"the module given does not fit the weights in {path}: {error}") from error
     return form

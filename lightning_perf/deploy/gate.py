@@ -33,15 +33,17 @@ class Verdict:
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """Norm of the difference by norm of the reference; for whole numbers the share of entries that differ.
 
-    Infinite where the shapes differ or a value is not finite that should be.
+    Infinite where the shapes differ or a value is not finite that should be. A complex number counts as two.
 
     Example::
 
         >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
         0.1
     """
-    if found.shape != wanted.shape:
+    if found.shape != wanted.shape or found.is_complex() != wanted.is_complex():
         return float("inf")
+    if wanted.is_complex():
+        found, wanted = torch.view_as_real(found.resolve_conj()), torch.view_as_real(wanted.resolve_conj())
     if not wanted.is_floating_point():
         return float((found != wanted).float().mean()) if wanted.numel() else 0.0
     found, wanted = found.double(), wanted.double()
@@ -92,10 +94,12 @@ def check(
             wanted = copies(flat(*copies(tensors)))
             again = flat(*copies(tensors))
         wobble = max(relative_error(a, b) for a, b in zip(again, wanted, strict=True))
+        own_state = [name for name, tensor in watched.items() if not torch.equal(tensor, before[name])]
         if wobble > tolerance:
-            return Verdict(
-                wobble, tuple(tried), f"the module itself answers differently from call to call ({wobble:.2g})"
-            )
+            because = f", since it changes its {', '.join(own_state)}" if own_state else ""
+            reason = f"the module itself answers differently from call to call ({wobble:.2g}){because}"
+            return Verdict(wobble, tuple(tried), reason)
+        before.update({name: watched[name].detach().clone() for name in own_state})  # what a forward counts, say
         for index in range(calls):
             with torch.no_grad():
                 found = run(copies(tensors))
@@ -104,7 +108,9 @@ def check(
             error = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
             worst = max(worst, error)
             if not error <= tolerance:
-                reason = f"call {index + 1} at {label} is off by {error:.2g}, more than {tolerance:g}"
+                shapes = [(tuple(a.shape), tuple(b.shape)) for a, b in zip(found, wanted, strict=True)]
+                other = next((f" (shape {a} instead of {b})" for a, b in shapes if a != b), "")
+                reason = f"call {index + 1} at {label} is off by {error:.2g}, more than {tolerance:g}{other}"
                 return Verdict(worst, tuple(tried), reason)
             for name, tensor in watched.items():
                 if not torch.equal(tensor, before[name]):

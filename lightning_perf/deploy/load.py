@@ -74,10 +74,13 @@ def call_of(manifest: Mapping[str, Any]) -> Call:
 
 
 class LoadedArtifact:
-    """A variant under the signature of the module that it was exported from."""
+    """A variant under the signature of the module that it was exported from.
 
-    def __init__(self, manifest: Mapping[str, Any], variant: str, run: Run) -> None:
-        self.manifest, self.variant, self._run = manifest, variant, run
+    ``any_size``: what runs is the module's own code, which takes other sizes than those of the example.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], variant: str, run: Run, *, any_size: bool = False) -> None:
+        self.manifest, self.variant, self._run, self._any_size = manifest, variant, run, any_size
         self._binder = serve.Binder(dict(manifest["signature"]), lambda name: getattr(torch, name))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +89,8 @@ class LoadedArtifact:
         for value in self._binder.leaves(args, kwargs):
             as_tensors = as_tensors or isinstance(value, Tensor)
             tensors.append(_on_cpu(value))
-        self._binder.check(tensors)
+        if not self._any_size:
+            self._binder.check(tensors)
         found = self._run(tensors)
         return serve.rebuild(self._binder.outputs, found if as_tensors else [tensor.numpy() for tensor in found])
 

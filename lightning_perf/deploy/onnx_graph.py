@@ -41,7 +41,7 @@ class OnnxGraph:
         self.maker = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[Any]] = defaultdict(list)
         for node in self.nodes:
-            for name in dict.fromkeys(node.input):
+            for name in names_read(node):
                 self.readers[name].append(node)
 
     def array(self, name: str) -> np.ndarray:
@@ -71,13 +71,27 @@ class OnnxGraph:
         """Replace all nodes, and drop the constants that nobody reads any more."""
         del self.model.graph.node[:]
         self.model.graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input} | self.outputs
+        used = {name for node in nodes for name in names_read(node)} | self.outputs
         kept = [item for item in self.model.graph.initializer if item.name in used]
         del self.model.graph.initializer[:]
         self.model.graph.initializer.extend(kept)
         del self.model.graph.value_info[:]
         self.constants = {item.name: item for item in self.model.graph.initializer}
         self.refresh()
+
+
+def names_read(node: Any) -> list[str]:
+    """What a node reads, each name once: its inputs, and what the bodies of a loop or a branch take from outside."""
+    found = dict.fromkeys(node.input)
+    for item in node.attribute:
+        for body in (item.g, *item.graphs) if item.HasField("g") else item.graphs:
+            made = {one.name for one in (*body.input, *body.initializer)}
+            made.update(name for inner in body.node for name in inner.output)
+            inside = [name for inner in body.node for name in names_read(inner)]
+            found.update(
+                dict.fromkeys(name for name in (*inside, *(one.name for one in body.output)) if name not in made)
+            )
+    return list(found)
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
@@ -137,7 +151,7 @@ def pool_means(graph: OnnxGraph) -> None:
     nodes: list[Any] = []
     for node in graph.nodes:
         axes = [] if node.op_type != "ReduceMean" or len(node.input) < 2 else graph.constants.get(node.input[1], [])
-        rank = ranks.get(node.input[0])
+        rank = ranks.get(node.input[0]) if node.input else None
         if rank == 4 and axes and sorted(int(axis) % rank for axis in graph.array(node.input[1])) == [2, 3]:
             pooled = f"{node.output[0]}_pooled" if not attribute(node, "keepdims", 1) else node.output[0]
             nodes.append(graph.helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], f"{node.name}_pool"))

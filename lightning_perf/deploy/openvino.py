@@ -62,7 +62,9 @@ def _read(runtime: Any, model: Any, folder: Path) -> Any:
     try:
         return runtime.convert_model(str(path))
     except Exception as error:  # OpenVINO's errors have no class in common but this one
-        raise NotExportable(f"OpenVINO cannot take it ({first_line(error)})") from error
+        operators = re.search("Conversion is failed for: (.+)", str(error))  # at the end of many lines
+        words = first_line(error) if operators is None else f"no conversion of {operators[1]}"
+        raise NotExportable(f"OpenVINO cannot take it ({words})") from error
     finally:
         path.unlink()
 

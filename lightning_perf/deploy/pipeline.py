@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from lightning_perf import hardware
 from lightning_perf.deploy import compiled, inductor, onnx_runtime, openvino, parts
 from lightning_perf.deploy.artifact import Artifact, new_folder, write_manifest
+from lightning_perf.deploy.call import first_line
 from lightning_perf.deploy.latency import Target, targets
 from lightning_perf.deploy.source import PRECISIONS, NotExportable, Source
 from lightning_perf.deploy.trial import (
@@ -76,7 +78,7 @@ def check_precisions(precisions: Sequence[str]) -> list[str]:
 def build_all(
     source: Source, folder: Path, builders: Mapping[str, Builder], precisions: Sequence[str], *, by_name: bool
 ) -> tuple[list[Variant], dict[str, str]]:
-    """Every variant that can be made, and why the others cannot.
+    """Every variant that can be made, and why the others cannot; of those nothing stays in the folder.
 
     Raises:
         ImportError: a runtime that was asked for by name is not installed.
@@ -93,6 +95,12 @@ def build_all(
                 left_out[f"{runtime}-{precision}"] = str(error)
             except (NotExportable, ValueError) as error:
                 left_out[f"{runtime}-{precision}"] = str(error)
+            except Exception as error:  # whatever else a runtime raises, over a module that it does not expect
+                left_out[f"{runtime}-{precision}"] = f"it raises {first_line(error)}"
+            else:
+                continue
+            for rest in folder.glob(f"{runtime}-{precision}*"):
+                shutil.rmtree(rest, ignore_errors=True)
     return made, left_out
 
 

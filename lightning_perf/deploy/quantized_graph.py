@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,20 @@ class LayerRanges:
     """What training or calibration knows of one layer; None: take it from the graph.
 
     ``weight_scale`` has one entry per output channel (or one in all); ``input`` is the smallest and largest value seen.
+    ``computed`` is the shape of the weight where the user's own forward may compute another one of it, such as a
+    standardised one, and more products than one; None for a forward of torch. ``layer`` is the layer's own name, where
+    they are kept under that of a batch norm too.
     """
 
     weight_scale: np.ndarray | None = None
     input: Range | None = None
     output: Range | None = None
+    computed: tuple[int, ...] | None = None
+    layer: str = ""
+
+    def covers(self, weight: np.ndarray) -> bool:
+        """Whether a product with ``weight`` is the one that is known here, and not a further one of the layer's forward."""
+        return self.computed is None or weight.size == prod(self.computed)
 
 
 @dataclass
@@ -61,6 +71,9 @@ def plan(graph: OnnxGraph, ranges: Mapping[str, LayerRanges] | None, *, fused_su
             continue
         name = label_of(node)
         reason = _why_float(graph, node, name, ranges)
+        if not reason and ranges is not None and not ranges[name].covers(weight := graph.array(node.input[1])):
+            name = f"{name} (its product with {' x '.join(map(str, weight.shape))})"
+            reason = "the forward of its class makes it beside that with its weight"
         if reason:
             made.left[name] = reason
         else:
@@ -87,7 +100,8 @@ def plan(graph: OnnxGraph, ranges: Mapping[str, LayerRanges] | None, *, fused_su
 
 def _why_float(graph: OnnxGraph, node: Any, name: str, ranges: Mapping[str, LayerRanges] | None) -> str | None:
     if ranges is not None and name not in ranges:
-        return "the module was prepared without it"
+        inside = any(known.startswith(f"{name}.") for known in ranges)
+        return "only its weights are rounded" if inside else "the module was prepared without it"
     weight = graph.array(node.input[1])
     if weight.dtype != np.float32:
         return f"its weight is {weight.dtype}"
@@ -178,11 +192,7 @@ def quantize_graph(
     if not made.layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in made.left.items()) or "none has a constant weight"
         raise ValueError(f"no layer of the graph can be quantized ({reasons}); leave int8 out of precisions.")
-    known = {
-        node.input[0]: own
-        for node in made.layers
-        if (own := (ranges or {}).get(label_of(node), LayerRanges()).input) is not None
-    }
+    known = {node.input[0]: own for node in made.layers if (own := _known_input(graph, node, ranges)) is not None}
     _reach_back(graph, known)
     moved = _join_shortcuts(graph, made, shortcuts)
     grids = {
@@ -196,7 +206,9 @@ def quantize_graph(
         if _on_bytes(graph, node, grids):
             nodes += writer.on_bytes(node)
             continue
-        renamed = [f"{name}_dq" if name in grids else name for name in node.input]
+        rounds = node.name in layers or label_of(node) in (ranges or {}) or bool(grids.keys() & set(node.output))
+        in_float = set() if rounds else set(_graph_inputs(graph))  # what is only read is there unrounded
+        renamed = [f"{name}_dq" if name in grids and name not in in_float else name for name in node.input]
         if node.name in layers:
             own = (ranges or {}).get(label_of(node), LayerRanges())
             scale = np.float32(1) if node.output[0] in moved else own.weight_scale
@@ -207,6 +219,18 @@ def quantize_graph(
         nodes += [item for name in node.output for item in writer.pair(name)]
     graph.rewrite(nodes)
     return made
+
+
+def _known_input(graph: OnnxGraph, node: Any, ranges: Mapping[str, LayerRanges] | None) -> Range | None:
+    """The known range of a layer's input, if it is this node's: a forward of the user's own may have changed it before."""
+    name = label_of(node)
+    own = (ranges or {}).get(name, LayerRanges())
+    maker = graph.maker.get(node.input[0])
+    while own.computed is not None and maker is not None and label_of(maker) in (name, own.layer):
+        if not _only_moves(graph, maker):
+            return None
+        maker = graph.maker.get(maker.input[0])
+    return own.input
 
 
 def _graph_inputs(graph: OnnxGraph) -> list[str]:

@@ -17,7 +17,7 @@ import importlib.util
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -384,7 +384,9 @@ def gather(spec: Any, value: Any, found: list[Any], where: str) -> None:
     elif kind == "const":
         if isinstance(value, np.ndarray) or value != content:
             raise ArtifactError(f"{where} was {content!r} when the model was exported and is fixed; got {value!r}.")
-    elif kind == "dict":
+    elif kind in {"dict", "object"}:
+        if kind == "object" and not isinstance(value, Mapping):
+            value = {key: getattr(value, key) for key in content if hasattr(value, key)}
         if set(value) != set(content):
             raise ArtifactError(f"{where} must have the keys {sorted(content)}, got {sorted(value)}.")
         for key, inner in content.items():
@@ -392,7 +394,7 @@ def gather(spec: Any, value: Any, found: list[Any], where: str) -> None:
     else:
         if len(value) != len(content):
             raise ArtifactError(f"{where} must have {len(content)} items, got {len(value)}.")
-        for index, inner in enumerate(content):
+        for index, inner in enumerate(_specs(kind, content)):
             gather(inner, value[index], found, f"{where}[{index}]")
 
 
@@ -409,10 +411,15 @@ def rebuild(spec: Any, leaves: Sequence[Any]) -> Any:
         return leaves[content]
     if kind == "const":
         return content
-    if kind == "dict":
+    if kind in {"dict", "object"}:
         return {key: rebuild(inner, leaves) for key, inner in content.items()}
-    items = [rebuild(inner, leaves) for inner in content]
-    return tuple(items) if kind == "tuple" else items
+    items = [rebuild(inner, leaves) for inner in _specs(kind, content)]
+    return items if kind == "list" else tuple(items)
+
+
+def _specs(kind: str, content: Any) -> list[Any]:
+    """The structures in a list, a tuple, or a named tuple, which has pairs of a name and a structure."""
+    return [inner for _, inner in content] if kind == "named" else content
 
 
 def _as_array(value: Any) -> np.ndarray:

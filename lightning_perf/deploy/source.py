@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 
 import torch
@@ -62,11 +64,18 @@ def exported_program(module: nn.Module, call: Call) -> torch.export.ExportedProg
     reasons = []
     for strict in (False, True):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), _without_graphs(), torch.no_grad():
                 return torch.export.export(flat, tensors, dynamic_shapes=shapes, strict=strict)
         except Exception as error:
             reasons.append(f"{'strict' if strict else 'non-strict'}: {first_line(error)}")
     raise NotExportable(f"torch.export cannot trace {type(module).__name__}.{call.method} ({'; '.join(reasons)})")
+
+
+@contextmanager
+def _without_graphs() -> Iterator[None]:
+    """torch.export writes half-made graphs and the guards that failed to stderr; the error says what of it matters."""
+    with _quiet.at_level(logging.CRITICAL, "torch._guards"), redirect_stderr(io.StringIO()):
+        yield
 
 
 def quiet() -> AbstractContextManager[None]:

@@ -11,11 +11,12 @@ from statistics import median
 import torch
 
 from lightning_perf import hardware
-from lightning_perf.deploy.call import FlatModule, copies, in_form_of
+from lightning_perf.deploy.call import FlatModule, copies
 from lightning_perf.deploy.gate import TOLERANCE, Verdict, check, state_of
 from lightning_perf.deploy.latency import Target, measure
 from lightning_perf.deploy.serve import rebuild
 from lightning_perf.deploy.source import FP32, Source
+from lightning_perf.deploy.structures import in_form_of
 from lightning_perf.deploy.variant import Run, Variant
 from lightning_perf.report import Quantity, Report, Section
 from lightning_perf.report import Run as Sample

@@ -13,6 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.deploy.call import first_line
 from lightning_perf.host.dry_run import call_step, iter_is_self, peek, silent_copy
 from lightning_perf.host.loader_door import loaders_in
@@ -91,9 +92,9 @@ def arguments_of(module: nn.Module, batch: Any, method: str = "forward") -> tupl
                 return found, f"{method}() as {step} calls it"
             tried.append(f"{step}: {found if isinstance(found, str) else 'its call does not fit the signature'}")
     for arguments, words in _shapes(batch, method, signature):
-        refusal = _refusal(module, method, signature, arguments)
+        refusal = _refusal(module, method, signature, *arguments)
         if refusal is None:
-            return (arguments, {}), words
+            return arguments, words
         tried.append(f"{words}: {refusal}")
     raise ValueError(
         f"no call of {type(module).__name__}.{method}{signature} could be made of a {type(batch).__name__} (tried "
@@ -117,7 +118,14 @@ def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[
     return True
 
 
-def _shapes(batch: Any, method: str, signature: inspect.Signature) -> Iterator[tuple[tuple[Any, ...], str]]:
+def _shapes(batch: Any, method: str, signature: inspect.Signature) -> Iterator[tuple[Arguments, str]]:
+    for arguments, words in _positional(batch, method, signature):
+        yield (arguments, {}), words
+    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
+        yield ((), dict(batch)), f"{method}(**batch)"
+
+
+def _positional(batch: Any, method: str, signature: inspect.Signature) -> Iterator[tuple[tuple[Any, ...], str]]:
     if isinstance(batch, list | tuple) and batch:
         required = sum(one.kind in _POSITIONAL and one.default is one.empty for one in signature.parameters.values())
         if 1 < required < len(batch):
@@ -130,18 +138,21 @@ def _shapes(batch: Any, method: str, signature: inspect.Signature) -> Iterator[t
     yield (batch,), f"{method}(batch)"
 
 
-def _refusal(module: nn.Module, method: str, signature: inspect.Signature, arguments: tuple[Any, ...]) -> str | None:
+def _refusal(
+    module: nn.Module, method: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
     """What a copy of the module says against the arguments: any error it raises; ``None`` if it takes them.
 
     They are moved to the module's device, since a loader gives what lies in main memory.
     """
-    if not _binds(signature, arguments, {}):
-        return f"{len(arguments)} arguments do not fit the signature"
-    clone = copy.deepcopy(module).eval()
+    if not _binds(signature, args, kwargs):
+        return f"{len(args) + len(kwargs)} arguments do not fit the signature"
+    clone = deep_copy(module).eval()
     device = next((tensor.device for tensor in (*clone.parameters(), *clone.buffers())), None)
     try:
         with preserved_rng(), torch.no_grad():
-            getattr(clone, method)(*(arguments if device is None else move_data_to_device(arguments, device)))
+            args, kwargs = (args, kwargs) if device is None else move_data_to_device((args, kwargs), device)
+            getattr(clone, method)(*args, **kwargs)
     except Exception as error:
         return first_line(error)
     return None
@@ -150,7 +161,7 @@ def _refusal(module: nn.Module, method: str, signature: inspect.Signature, argum
 def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Arguments | str:
     """What ``step`` calls the method with, or why it did not come to that."""
     attached = getattr(module, "_trainer", None) is not None
-    clone: Any = (silent_copy(module) if attached else copy.deepcopy(module)).eval()
+    clone: Any = (silent_copy(module) if attached else deep_copy(module)).eval()
     seen: list[Arguments] = []
 
     def record(*args: Any, **kwargs: Any) -> Any:

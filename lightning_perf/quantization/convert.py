@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.quantization.folding import factor_and_shift, scaled, shifted
 from lightning_perf.quantization.kinds import owner_of, weight_of
-from lightning_perf.quantization.layers import Layer, records
+from lightning_perf.quantization.layers import Layer, has_torchs_forward, records
 from lightning_perf.quantization.prepare import find_norms_again, unprepare
 from lightning_perf.quantization.qdq import Store, give_integers
 from lightning_perf.quantization.rounding import activation_parameters, stored_weight
@@ -30,6 +30,9 @@ class LayerRange:
         zero_point: of the input, in uint8 steps; None as above.
         input_scale: of the input; None as above.
         feeds_addition: whether the output goes into an addition, as residual connections have it.
+        computed: shape of the weight where a forward of the user's own may compute another one of it, of which the scale
+            says nothing; None where torch's forward takes the weight as it is.
+        followed_by: name of the batch norm that was seen behind the layer, by which exporters that fold it call the two.
 
     Example::
 
@@ -44,6 +47,8 @@ class LayerRange:
     zero_point: int | None = None
     input_scale: float | None = None
     feeds_addition: bool = False
+    computed: tuple[int, ...] | None = None
+    followed_by: str | None = None
 
 
 Outputs = Literal["none", "additions", "all"]
@@ -170,6 +175,8 @@ def ranges(module: nn.Module) -> dict[str, LayerRange]:
                 zero,
                 input_scale,
                 layer.feeds_addition,
+                None if has_torchs_forward(child) else tuple(weight_of(child, key).shape),
+                layer.followed_by,
             )
     return found
 
@@ -192,7 +199,7 @@ def _quantized(module: nn.Module) -> list[tuple[str, nn.Module, Layer]]:
 
 def _copied(module: nn.Module) -> tuple[nn.Module, list[tuple[str, nn.Module, Layer]]]:
     _quantized(module)
-    twin = copy.deepcopy(module).eval()
+    twin = deep_copy(module).eval()
     return twin, _quantized(twin)
 
 

@@ -22,7 +22,7 @@ from lightning_perf.quantization.kinds import Kind, owner_of, weight_of
 from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight
 from lightning_perf.quantization.schemes import Scheme
-from lightning_perf.quantization.swapping import Role, register, role_of, swap, swap_back
+from lightning_perf.quantization.swapping import Role, float_class, register, role_of, swap, swap_back
 from lightning_perf.quantization.written import Written
 
 RECORD = "_lightning_perf_quantized"
@@ -62,6 +62,7 @@ class Layer:
     active: bool = True
     norm: nn.Module | None = None
     unfolded: str | None = None  # why a batch norm that follows is not folded
+    followed_by: str | None = None  # name of the batch norm that was seen to follow, folded or not
     feeds_addition: bool = False
     last: Any = None  # weak reference to the last output, for the batch norm behind it
     confirmed: bool = False  # whether the pair was seen in an evaluation step too
@@ -169,6 +170,17 @@ def make(module: nn.Module, role: Role, record: Layer | None) -> None:
     if record is not None:
         module.__dict__[RECORD] = record
     swap(module, role)
+
+
+def has_torchs_forward(module: nn.Module) -> bool:
+    """Whether a layer computes as torch wrote it; a forward of the user's own may do anything with its weights.
+
+    Example::
+
+        >>> has_torchs_forward(nn.Linear(2, 2))
+        True
+    """
+    return float_class(module).forward.__module__.startswith("torch.")
 
 
 def unmake(module: nn.Module) -> None:

@@ -168,10 +168,12 @@ class Watch:
         if first:
             self._shared.macs, self._shared.head = dict(self._macs), self._head
         partners = {child: (norm, times) for (child, norm), times in self._pairs.items()}
+        names = {child: name for name, child in self._module.named_modules()}
         for _, child, layer in records(self._module):
             if child in partners:
                 norm, times = partners[child]
                 reason = self._reason_against(child, norm, times)
+                layer.followed_by = names[norm]
                 if reason is not None:
                     layer.part(reason)
                 elif first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,67 @@ def test_stored_int8_is_smaller_and_loads_into_a_prepared_module(tmp_path: Path)
         lp.load_artifact(made.path, "stored-int8", module=blank)
     with pytest.raises(ValueError, match="does not fit the weights"):
         lp.load_artifact(made.path, "stored-fp32", module=nn.Linear(2, 2))
+
+
+class Graph:
+    """A batch that is no structure of tensors, as graph libraries have them."""
+
+    def __init__(self, nodes: Tensor, edges: Tensor) -> None:
+        self.nodes, self.edges = nodes, edges
+
+
+class Passing(nn.Module):
+    """A layer on nodes, one on what comes over edges, in a block of their own; a head on the whole graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"own": nn.Linear(8, 16), "twice": nn.Linear(16, 16)})
+        self.head = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, graph: Graph | Nodes) -> Tensor:
+        hidden = self.block["own"](graph.nodes)
+        for _ in range(2):
+            hidden = hidden.index_add(0, graph.edges[1], self.block["twice"](hidden)[graph.edges[0]])
+        return self.head(hidden.mean(0, keepdim=True))
+
+
+@dataclass
+class Nodes:
+    """The same as a dataclass, whose size is another one in each batch."""
+
+    nodes: Tensor
+    edges: Tensor
+
+
+class Wrapped(nn.Module):
+    """Its one child could be traced for the size of one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passing = Passing()
+
+    def forward(self, graph: Graph | Nodes) -> Tensor:
+        return self.passing(graph)
+
+
+def test_parts_of_a_module_on_graphs_take_graphs_of_other_sizes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, graph = Wrapped().eval(), Nodes(torch.randn(5, 8), torch.arange(14).remainder(5).view(2, 7))
+    made = lp.export(module, {"graph": graph}, tmp_path / "g.lpx", runtimes="parts", precisions=["fp32"], rounds=0)
+    entry = made.manifest["variants"]["parts-fp32"]
+    assert entry["passed"], entry["reason"]
+    assert entry["notes"][0].startswith("passing.block.own, passing.head (")
+    other = Nodes(torch.randn(9, 8), torch.arange(24).remainder(9).view(2, 12))
+    found = lp.load_artifact(made.path, module=module)(other)
+    torch.testing.assert_close(found, module(other).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_taken_apart_names_what_can_be_exported(tmp_path: Path) -> None:
+    graph = Graph(torch.randn(5, 8), torch.randint(0, 5, (2, 7)))
+    with pytest.raises(
+        ValueError, match=r"graph is a Graph; .* such as export\(module\.block\.own, inputs, path\): block\.own, head\."
+    ):
+        lp.export(Passing(), {"graph": graph}, tmp_path / "g.lpx")
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ import lightning_perf as lp
 from lightning_perf.autopilot.export import _ValidationMetric
 from lightning_perf.autopilot.export_source import source_of
 from lightning_perf.cli.export_command import tell_best
-from lightning_perf.deploy.call import describe_call, in_form_of
+from lightning_perf.deploy.call import describe_call
+from lightning_perf.deploy.structures import in_form_of
 
 ORT: dict[str, Any] = {"runtimes": "onnxruntime", "rounds": 0, "precisions": ["fp32"]}
 X = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))

@@ -77,7 +77,7 @@ def test_wrong_counts_shapes_and_nan_fail(module: Positional) -> None:
     call = describe_call(module, (torch.randn(4, 3, 4),))
     for run, words in (
         (lambda tensors: [], "0 outputs instead of 1"),
-        (lambda tensors: [module(*tensors)[:, :2]], "off by inf"),
+        (lambda tensors: [module(*tensors)[:, :2]], "off by inf, more than 0.1 (shape (1, 2, 4) instead of (1, 3, 4))"),
         (lambda tensors: [module(*tensors) * float("nan")], "off by inf"),
     ):
         reason = check(run, module, call, tolerance=0.1).reason
@@ -95,6 +95,27 @@ def test_a_random_module_cannot_be_checked() -> None:
     assert "answers differently from call to call" in (verdict.reason or "")
 
 
+class Counting(nn.Module):
+    """Counts its calls, in a buffer that its answer depends on or not."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.calls = share, nn.Buffer(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x + self.share * self.calls
+
+
+def test_what_a_forward_counts_is_no_fault_of_the_artefact() -> None:
+    module = Counting(0.0)
+    call = describe_call(module, (torch.randn(4, 3),))
+    assert check(list, module, call, tolerance=0.1, watched=state_of(module)).passed
+    module = Counting(1.0)
+    verdict = check(list, module, call, tolerance=0.1, watched=state_of(module))
+    assert (verdict.reason or "").endswith("since it changes its calls")
+
+
 def test_an_artefact_that_raises_fails_with_its_words(module: Positional, tmp_path: Path) -> None:
     def broken(threads: int | None) -> Run:
         raise RuntimeError("illegal instruction")
@@ -110,6 +131,13 @@ def test_relative_error_by_hand() -> None:
     inf = float("inf")
     assert relative_error(torch.tensor([-inf, 1.0]), torch.tensor([-inf, 1.0])) == 0.0
     assert relative_error(torch.tensor([inf, 1.0]), torch.tensor([-inf, 1.0])) == inf
+
+
+def test_relative_error_of_complex_numbers() -> None:
+    wanted = torch.tensor([3 + 4j, 0j])
+    assert relative_error(wanted * 1.01, wanted) == pytest.approx(0.01, rel=1e-3)
+    assert relative_error(wanted.conj(), wanted) == pytest.approx(1.6)
+    assert relative_error(wanted.real, wanted) == float("inf")
 
 
 def test_a_batch_that_cannot_vary_is_found_and_said() -> None:

@@ -238,6 +238,22 @@ def test_a_relu_that_the_caller_sees_stays() -> None:
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.05
 
 
+def test_an_input_that_is_returned_stays_as_it_is() -> None:
+    class Echo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x[:, :4], self.head(x)
+
+    torch.manual_seed(4)
+    x = torch.randn(6, 8)
+    model, _ = graph_for(source_of(Echo().eval(), x), "int8")
+    assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    np.testing.assert_array_equal(run(model, x.numpy()), x[:, :4].numpy())
+
+
 def test_a_graph_without_weights_is_refused() -> None:
     graph = OnnxGraph(float_graph(source_of(nn.Softmax(-1), torch.randn(2, 3)), "fp32"))
     with pytest.raises(ValueError, match=r"no layer of the graph can be quantized.*leave int8 out"):

@@ -251,6 +251,16 @@ def test_distillation_adds_the_distance_to_the_float_module(quiet: dict[str, Any
     assert losses[True][1] - losses[False][1] == pytest.approx(extra.item(), rel=1e-2)
 
 
+def test_distillation_of_a_module_that_keeps_tensors_with_a_graph(quiet: dict[str, Any]) -> None:
+    module = make(pl)
+    module.maps = [module.head.weight * 2]
+    qat = lp.QuantizationAwareTraining(distill=True)
+    trainer = pl.Trainer(**quiet, max_epochs=1, limit_val_batches=0, callbacks=[qat])
+    trainer.fit(module, images())
+    assert trainer.global_step == 4
+    assert module.maps[0].grad_fn is not None
+
+
 class Recorder(pl.Callback):
     """The losses that were optimized."""
 
