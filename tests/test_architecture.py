@@ -17,6 +17,7 @@ OPTIONAL = {
     *("openvino", "onnx", "onnxruntime", "onnxscript"),
 }
 FLOORS = {
+    "_copying": 0,
     "_optional": 0,
     "_quiet": 0,
     "_version": 0,

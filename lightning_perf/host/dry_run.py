@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.host.loader_door import generators_of
 from lightning_perf.host.rng import preserved_rng
 
@@ -55,7 +56,7 @@ def silent_copy(pl_module: Any, memo: dict[int, Any] | None = None) -> Any:
     Metrics, buffers and whatever else the step changes belong to the copy. Memory for a second module is needed. With the
     same ``memo``, an optimizer can be copied along, onto the parameters of the copy.
     """
-    clone = copy.deepcopy(pl_module, memo)
+    clone = deep_copy(pl_module, memo)
     clone._trainer = pl_module._trainer
     names = vars(clone)
     names.update(log=_silent, log_dict=_silent, print=_silent)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.host.dry_run import call_step, silent_copy, takes_iterator
 from lightning_perf.host.loader_door import fresh_batches, preserved_generators
 from lightning_perf.host.namespaces import MisconfigurationException, namespace_of
@@ -32,7 +33,7 @@ class DryTraining:
         self._trainer = trainer
         memo: dict[int, Any] = {}
         self.module = silent_copy(pl_module, memo)
-        self.optimizer: Optimizer = copy.deepcopy(optimizer, memo)
+        self.optimizer: Optimizer = deep_copy(optimizer, memo)
         for group, own in zip(self.optimizer.param_groups, optimizer.state_dict()["param_groups"], strict=True):
             group.update({key: own[key] for key in ("fused", "foreach") if key in own})
         self._scaler = copy.deepcopy(getattr(trainer.precision_plugin, "scaler", None))

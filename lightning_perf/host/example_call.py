@@ -13,6 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.deploy.call import first_line
 from lightning_perf.host.dry_run import call_step, iter_is_self, peek, silent_copy
 from lightning_perf.host.loader_door import loaders_in
@@ -137,7 +138,7 @@ def _refusal(module: nn.Module, method: str, signature: inspect.Signature, argum
     """
     if not _binds(signature, arguments, {}):
         return f"{len(arguments)} arguments do not fit the signature"
-    clone = copy.deepcopy(module).eval()
+    clone = deep_copy(module).eval()
     device = next((tensor.device for tensor in (*clone.parameters(), *clone.buffers())), None)
     try:
         with preserved_rng(), torch.no_grad():
@@ -150,7 +151,7 @@ def _refusal(module: nn.Module, method: str, signature: inspect.Signature, argum
 def _recorded(module: nn.Module, step: str, batch: Any, method: str) -> Arguments | str:
     """What ``step`` calls the method with, or why it did not come to that."""
     attached = getattr(module, "_trainer", None) is not None
-    clone: Any = (silent_copy(module) if attached else copy.deepcopy(module)).eval()
+    clone: Any = (silent_copy(module) if attached else deep_copy(module)).eval()
     seen: list[Arguments] = []
 
     def record(*args: Any, **kwargs: Any) -> Any:

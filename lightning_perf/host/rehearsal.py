@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.host.doors import require
 from lightning_perf.host.namespaces import namespace_of
 from lightning_perf.host.optimizer_door import raw
@@ -56,7 +56,7 @@ def _copied(
     trainer: Any, module: Any, optimizers: Sequence[Any], schedulers: Sequence[Any], memo: dict[int, Any]
 ) -> Copies:
     memo[id(trainer)] = trainer
-    clone = copy.deepcopy(module, memo)
+    clone = deep_copy(module, memo)
     clone.trainer = trainer
     clone._metric_attributes = None  # by id of the metrics that were copied
     names = vars(clone)
@@ -65,11 +65,11 @@ def _copied(
     names["print"] = _silent
     twins = []
     for optimizer in map(raw, optimizers):
-        twin = copy.deepcopy(optimizer, memo)
+        twin = deep_copy(optimizer, memo)
         for group, own in zip(twin.param_groups, optimizer.state_dict()["param_groups"], strict=True):
             group.update({key: own[key] for key in _FLAGS if key in own})
         twins.append(twin)
-    return Copies(clone, twins, copy.deepcopy(list(schedulers), memo))
+    return Copies(clone, twins, deep_copy(list(schedulers), memo))
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

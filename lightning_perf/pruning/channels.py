@@ -8,7 +8,6 @@ computed from a width, each with the reason.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.pruning.cut import Cut, tensors_of
 from lightning_perf.pruning.targets import ignored_by
 from lightning_perf.pruning.trace import Chosen, Trace, first_line
@@ -49,7 +49,7 @@ class Channels:
     loss: Loss
     ignore: Sequence[str] = ()
     round_to: int = 8
-    duplicate: Callable[[nn.Module], nn.Module] = copy.deepcopy
+    duplicate: Callable[[nn.Module], nn.Module] = deep_copy
     scores: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from lightning_perf._copying import deep_copy
 from lightning_perf.pruning.masks import keep_n_of_m
 
 
@@ -138,7 +138,7 @@ def is_n_of_m(weight: Tensor, n: int, m: int, dim: int) -> bool:
 
 def _with_linear_layers(module: nn.Module, convert: Callable[[nn.Linear], nn.Module | None]) -> tuple[nn.Module, int]:
     """A copy in which every plain linear layer is what ``convert`` makes of it; and how many it has changed."""
-    clone = copy.deepcopy(module).eval().requires_grad_(False)
+    clone = deep_copy(module).eval().requires_grad_(False)
     if type(clone) is nn.Linear:
         made = convert(clone)
         return (clone, 0) if made is None else (made, 1)
