@@ -8,7 +8,7 @@ computed from a width, each with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_perf._copying import deep_copy
-from lightning_perf.pruning.cut import Cut, tensors_of
+from lightning_perf.pruning.cut import Cut
+from lightning_perf.pruning.shapes import tensors_of
 from lightning_perf.pruning.targets import ignored_by
 from lightning_perf.pruning.trace import Chosen, Trace, first_line
 
@@ -35,6 +36,7 @@ class Channels:
         ignore: patterns of qualified names; a layer that owns one of these tensors keeps its outputs.
         round_to: channels that stay in a group are a multiple of this, and at least as many.
         duplicate: makes a copy of the module.
+        saved: names of the tensors that a checkpoint holds, if it leaves some out.
 
     Example (``pip install 'lightning-perf[prune]'``)::
 
@@ -50,6 +52,7 @@ class Channels:
     ignore: Sequence[str] = ()
     round_to: int = 8
     duplicate: Callable[[nn.Module], nn.Module] = deep_copy
+    saved: Collection[str] | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -174,10 +177,14 @@ class Channels:
                 cut = self.cut({name: sorted(order[:count])})
             except Exception as error:  # Torch-Pruning's, or a cut that leaves no tensor
                 return f"taking {count} of {len(order)} channels out raises {first_line(error)}"
-            reason = self.check(cut)
+            reason = self._unsaved(cut) or self.check(cut)
             if reason is not None:
                 return reason
         return None
+
+    def _unsaved(self, cut: Cut) -> str | None:
+        missing = [name for name in cut.keep if self.saved is not None and name not in self.saved]
+        return f"{missing[0]} is in no checkpoint, so that none could tell what is left of it" if missing else None
 
     def _copy(self) -> nn.Module:
         return self.duplicate(self.module).eval()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_perf._optional import require
-from lightning_perf.pruning.cut import Cut, Size, tensors_of
+from lightning_perf.pruning.cut import Cut, Size
+from lightning_perf.pruning.shapes import tensors_of
 
 Chosen = Mapping[str, Sequence[int]]  # root layer -> output channels that go
 
