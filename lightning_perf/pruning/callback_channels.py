@@ -17,12 +17,14 @@ from lightning_perf.host import (
     averaged_modules,
     fraction_done,
     is_a,
+    muted,
     offered_shadows,
     same_callback,
     takes_iterator,
     wrap_again,
 )
 from lightning_perf.pruning.callback import MagnitudePruning
+from lightning_perf.pruning.callback_entries import Entries
 from lightning_perf.pruning.callback_measure import MEASURES, Measure, agreed
 from lightning_perf.pruning.callback_regularize import Pull, check_strength
 from lightning_perf.pruning.callback_step import loss_of, quiet_copy
@@ -39,11 +41,12 @@ class ChannelPruning(PerfCallback):
 
     At the first batch of an epoch the module is traced through its own ``training_step`` on a copy. Groups of channels that
     depend on each other are found with Torch-Pruning, and each is tried: it counts only if taking channels out gives the
-    same loss as setting them to zero. What is left out is said with the reason. Then the lowest channels by weight norm go
-    until the target is met. Parameters keep their identity; optimizer state, averages (``ema=``, Lightning's) and masks
-    are cut along, DDP wraps anew. A checkpoint carries the shapes: with this callback ``fit``, ``validate``, ``test`` and
-    ``predict`` load it, and one of before a cut brings the channels back; without a Trainer
-    :func:`lightning_perf.load_pruned` loads it.
+    same loss as setting them to zero, and breaks no other way into the module (a second batch, the hooks around a step,
+    where a module may update a teacher of its own, evaluation, prediction). What is left out is said with the reason. Then
+    the lowest channels by weight norm go until the target is met. Parameters keep their identity; optimizer state, averages
+    (``ema=``, Lightning's) and masks are cut along, DDP wraps anew. A checkpoint carries the shapes: with this callback
+    ``fit``, ``validate``, ``test`` and ``predict`` load it, and one of before a cut brings the channels back; without a
+    Trainer :func:`lightning_perf.load_pruned` loads it.
 
     Args:
         target: what should be left of ``measure``, such as 0.5.
@@ -231,9 +234,11 @@ class ChannelPruning(PerfCallback):
         channels = Channels(
             pl_module, lambda clone: loss_of(clone, batch), self.ignore,
             round_to=self.round_to, duplicate=quiet_copy, saved=pl_module.state_dict().keys(),
-        ).find()  # fmt: skip
-        channels.scores, channels.left_out = agreed(trainer, (channels.scores, channels.left_out))
-        return channels
+        )  # fmt: skip
+        with muted(trainer):
+            channels.find()
+            channels.scores, channels.left_out = agreed(trainer, (channels.scores, channels.left_out))
+            return channels.sift(Entries(trainer, pl_module, batch), lambda found: agreed(trainer, found))
 
     def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
         channels = self._channels(trainer, pl_module, batch)
@@ -242,6 +247,8 @@ class ChannelPruning(PerfCallback):
         target, before = self.target ** ((self._done + 1) / self.steps), self._left
         cut, reached = meet(channels, target, lambda cut: before * measure(cut), trials=measure.trials)
         reason = agreed(trainer, channels.check(cut))
+        with muted(trainer):
+            reason = reason or agreed(trainer, channels.breaks(cut))
         if reason is not None:
             raise MisconfigurationException(
                 f"the groups of {type(pl_module).__name__} can be cut one by one but not together ({reason}); use ignore= "

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lightning_perf.pruning.cut import Cut
 from lightning_perf.pruning.shapes import tensors_of
 from lightning_perf.pruning.targets import ignored_by
 from lightning_perf.pruning.trace import Chosen, Trace, first_line
+from lightning_perf.pruning.ways import Given, difference
 
 Loss = Callable[[nn.Module], Tensor]
 
@@ -55,6 +57,8 @@ class Channels:
     saved: Collection[str] | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    _ways: Callable[[nn.Module], Given] = lambda clone: {}
+    _open: Collection[str] = ()
 
     def find(self) -> Channels:
         """Trace the module, score its groups, and run each with fewer channels; returns itself."""
@@ -73,6 +77,41 @@ class Channels:
             else:
                 self.left_out[name] = str(reason)
         return self
+
+    def sift(self, ways: Callable[[nn.Module], Given], agree: Callable[[Any], Any] = lambda found: found) -> Channels:
+        """Leave out groups whose cut breaks another way into the module than the step that was traced; returns itself.
+
+        Args:
+            ways: enters a copy in every other way; one that already raises with the whole module says nothing.
+            agree: makes what one process finds the finding of all.
+        """
+        self._ways = ways
+        self._open = agree([name for name, given in ways(self._copy()).items() if not isinstance(given, Exception)])
+        if self.scores and agree(self._broken_by(self.choose(1.0))) is not None:
+            for name in list(self.scores):
+                reason = agree(self._broken_by({name: self._lowest(name)}))
+                if reason is not None:
+                    self.left_out[name] = reason
+                    del self.scores[name]
+        return self
+
+    def breaks(self, cut: Cut) -> str | None:
+        """Why a cut may not be made, though the traced step goes through: another way into the module does not."""
+        if not self._open:
+            return None
+        zeroed, smaller = self._zeroed_and_smaller(cut)
+        there, here = self._ways(zeroed), self._ways(smaller)
+        return next(filter(None, (difference(name, there, here) for name in self._open)), None)
+
+    def _broken_by(self, chosen: Chosen) -> str | None:
+        try:
+            return self.breaks(self.cut(chosen))
+        except ValueError as error:
+            return first_line(error)
+
+    def _lowest(self, name: str) -> list[int]:
+        scores = self.scores[name]
+        return sorted(scores.argsort(stable=True)[: len(scores) - self.round_to].tolist())
 
     @cached_property
     def trace(self) -> Trace:
@@ -151,10 +190,7 @@ class Channels:
 
     def check(self, cut: Cut) -> str | None:
         """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may."""
-        zeroed, smaller = self._copy(), self._copy()
-        cut.zero(zeroed)
-        cut.zero(smaller)
-        cut.apply(smaller)
+        zeroed, smaller = self._zeroed_and_smaller(cut)
         try:
             there, here = (float(self.loss(one).detach()) for one in (zeroed, smaller))
         except Exception as error:  # whatever the module raises where its shapes are fixed
@@ -162,6 +198,13 @@ class Channels:
         if not abs(there - here) <= _TOLERANCE * max(1.0, abs(there)):
             return f"the loss is {here:.6g} without the channels and {there:.6g} with zeros in their place"
         return None
+
+    def _zeroed_and_smaller(self, cut: Cut) -> tuple[nn.Module, nn.Module]:
+        zeroed, smaller = self._copy(), self._copy()
+        cut.zero(zeroed)
+        cut.zero(smaller)
+        cut.apply(smaller)
+        return zeroed, smaller
 
     def _why_not(self, name: str, scores: Tensor | str) -> str | None:
         if isinstance(scores, str):
