@@ -2,6 +2,7 @@
 
 from lightning_perf.host.batches import BatchMeter as BatchMeter
 from lightning_perf.host.batches import batch_size_of as batch_size_of
+from lightning_perf.host.batches import few_samples as few_samples
 from lightning_perf.host.batches import seed_everything as seed_everything
 from lightning_perf.host.callback import PerfCallback as PerfCallback
 from lightning_perf.host.callback import same_callback as same_callback

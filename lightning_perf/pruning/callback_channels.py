@@ -27,7 +27,7 @@ from lightning_perf.pruning.callback import MagnitudePruning
 from lightning_perf.pruning.callback_entries import Entries
 from lightning_perf.pruning.callback_measure import MEASURES, Measure, agreed
 from lightning_perf.pruning.callback_regularize import Pull, check_strength
-from lightning_perf.pruning.callback_step import loss_of, quiet_copy
+from lightning_perf.pruning.callback_step import loss_of, quiet_copy, small_part, value_of
 from lightning_perf.pruning.channels import Channels, meet, reasons
 from lightning_perf.pruning.cut import Cut, kept_part
 from lightning_perf.pruning.load import pruned_state, state_of_weights
@@ -231,14 +231,17 @@ class ChannelPruning(PerfCallback):
         self._forget()
 
     def _channels(self, trainer: Any, pl_module: Any, batch: Any) -> Channels:
+        few = small_part(pl_module, batch)
         channels = Channels(
-            pl_module, lambda clone: loss_of(clone, batch), self.ignore,
+            pl_module, lambda clone: loss_of(clone, few), self.ignore,
             round_to=self.round_to, duplicate=quiet_copy, saved=pl_module.state_dict().keys(),
         )  # fmt: skip
         with muted(trainer):
             channels.find()
             channels.scores, channels.left_out = agreed(trainer, (channels.scores, channels.left_out))
-            return channels.sift(Entries(trainer, pl_module, batch), lambda found: agreed(trainer, found))
+            channels.sift(Entries(trainer, pl_module, few), lambda found: agreed(trainer, found))
+        channels.loss = lambda clone: loss_of(clone, batch)  # to measure
+        return channels
 
     def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
         channels = self._channels(trainer, pl_module, batch)
@@ -246,7 +249,7 @@ class ChannelPruning(PerfCallback):
         measure = Measure(self.measure, trainer, channels, batch, self.say)
         target, before = self.target ** ((self._done + 1) / self.steps), self._left
         cut, reached = meet(channels, target, lambda cut: before * measure(cut), trials=measure.trials)
-        reason = agreed(trainer, channels.check(cut))
+        reason = agreed(trainer, channels.check(cut, lambda clone: value_of(clone, batch)))
         with muted(trainer):
             reason = reason or agreed(trainer, channels.breaks(cut))
         if reason is not None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_perf.host import IdleOptimizer, call_step, namespace_of, preserved_rng, validation_batch
+from lightning_perf.pruning.callback_step import few_of
 
 Call = Callable[[], Any]
 
@@ -65,7 +66,7 @@ class Entries:
         for step in ("validation_step", "test_step", "predict_step"):
             yield step, step, lambda: self._stepped(clone, step, self._batch)  # noqa: B023
         if self._of_validation is None:
-            self._of_validation = validation_batch(self._trainer, clone)
+            self._of_validation = [few_of(one) for one in validation_batch(self._trainer, clone)]
         for batch in self._of_validation:
             yield (
                 "validation_step of its own batch",

@@ -188,11 +188,16 @@ class Channels:
                 "patterns in ignore= where they are the reason; for zeros in place of channels use MagnitudePruning."
             )
 
-    def check(self, cut: Cut) -> str | None:
-        """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may."""
+    def check(self, cut: Cut, loss: Loss | None = None) -> str | None:
+        """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may.
+
+        Args:
+            cut: to be made.
+            loss: another one than that of the trace, which needs no graph.
+        """
         zeroed, smaller = self._zeroed_and_smaller(cut)
         try:
-            there, here = (float(self.loss(one).detach()) for one in (zeroed, smaller))
+            there, here = (float((loss or self.loss)(one).detach()) for one in (zeroed, smaller))
         except Exception as error:  # whatever the module raises where its shapes are fixed
             return f"without its channels the step raises {first_line(error)}"
         if not abs(there - here) <= _TOLERANCE * max(1.0, abs(there)):
