@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from lightning_perf.pruning.cut import reshape
+from lightning_perf.pruning.shapes import reshape
 from lightning_perf.report import Run, json_text
 
 Fit = Callable[[str, int], tuple[Run, dict[str, Any]]]

@@ -2,16 +2,20 @@
 
 from lightning_perf.host.batches import BatchMeter as BatchMeter
 from lightning_perf.host.batches import batch_size_of as batch_size_of
+from lightning_perf.host.batches import few_samples as few_samples
 from lightning_perf.host.batches import seed_everything as seed_everything
 from lightning_perf.host.callback import PerfCallback as PerfCallback
 from lightning_perf.host.callback import same_callback as same_callback
 from lightning_perf.host.ddp import wrap_again as wrap_again
 from lightning_perf.host.doors import Undo as Undo
+from lightning_perf.host.dry_run import IdleOptimizer as IdleOptimizer
 from lightning_perf.host.dry_run import call_step as call_step
 from lightning_perf.host.dry_run import silent_copy as silent_copy
 from lightning_perf.host.dry_run import takes_iterator as takes_iterator
+from lightning_perf.host.dry_run import validation_batch as validation_batch
 from lightning_perf.host.dry_training import dry_passes as dry_passes
 from lightning_perf.host.dry_training import dry_training as dry_training
+from lightning_perf.host.dry_training import muted as muted
 from lightning_perf.host.evaluation_door import at_evaluation_door as at_evaluation_door
 from lightning_perf.host.example_call import arguments_of as arguments_of
 from lightning_perf.host.example_call import batches_of as batches_of

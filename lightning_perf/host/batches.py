@@ -14,6 +14,7 @@ _Path = tuple[Callable[[Any], Any], ...]
 _INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8}
 _CHANNELS = (1, 3, 4)
 _DEEPEST = 8
+_PLAIN = (bool, int, float, str, bytes)
 
 
 class BatchMeter:
@@ -68,6 +69,49 @@ class BatchMeter:
 def batch_size_of(batch: Any) -> int | None:
     """Number of samples in ``batch``, or ``None`` where it cannot be told; see :class:`BatchMeter`."""
     return BatchMeter()(batch)[0]
+
+
+def few_samples(batch: Any, count: int) -> Any | None:
+    """The first ``count`` samples of a batch; ``None`` where it has no more, or is not sure to part into samples.
+
+    It is sure where every tensor in a nest of dictionaries, lists and tuples has an entry a sample in its first dimension.
+
+    Example::
+
+        >>> few_samples({"x": torch.zeros(4, 16), "names": ["a", "b", "c", "d"], "scale": 2.0}, 1)["names"]
+        ['a']
+        >>> few_samples((torch.zeros(4, 16), torch.zeros(16)), 1) is None
+        True
+    """
+    size = batch_size_of(batch)
+    if size is None or size <= count:
+        return None
+    try:
+        return _few(batch, size, count)
+    except _Whole:
+        return None
+
+
+class _Whole(Exception):
+    """Something in a batch does not part into samples."""
+
+
+def _few(value: Any, size: int, count: int) -> Any:
+    if isinstance(value, torch.Tensor) and value.ndim:
+        if value.size(0) != size:
+            raise _Whole
+        return value[:count]
+    if type(value) is dict:
+        return {key: _few(child, size, count) for key, child in value.items()}
+    if type(value) in (list, tuple):
+        if len(value) == size and (_is_list_of_samples(list(value)) or all(isinstance(one, _PLAIN) for one in value)):
+            return value[:count]
+        return type(value)(_few(child, size, count) for child in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_few(child, size, count) for child in value))
+    if value is None or isinstance(value, (*_PLAIN, torch.Tensor)):
+        return value
+    raise _Whole
 
 
 def _leaves(value: Any, path: _Path, depth: int) -> Iterator[tuple[int, Callable[[Any], int], bool]]:

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_perf._copying import deep_copy
-from lightning_perf.host.loader_door import generators_of
+from lightning_perf.host.loader_door import generators_of, loaders_in, without_workers
 from lightning_perf.host.rng import preserved_rng
 
 
-class _IdleOptimizer:
+class IdleOptimizer:
     """Stands in for an optimizer that a step under manual optimization would use; steps nothing.
 
     It is an instance of the optimizer's class, since some modules check that.
@@ -61,7 +62,7 @@ def silent_copy(pl_module: Any, memo: dict[int, Any] | None = None) -> Any:
     names = vars(clone)
     names.update(log=_silent, log_dict=_silent, print=_silent)
     if not isinstance(getattr(type(pl_module), "optimizers", None), property):  # some modules hold raw optimizers
-        own = [_IdleOptimizer(optimizer) for optimizer in pl_module.trainer.strategy.optimizers]
+        own = [IdleOptimizer(optimizer) for optimizer in pl_module.trainer.strategy.optimizers]
         names["optimizers"] = lambda use_pl_optimizer=True: own[0] if len(own) == 1 else own
         names["lr_schedulers"] = _silent
         names.update(toggle_optimizer=_silent, untoggle_optimizer=_silent)
@@ -133,6 +134,18 @@ def peek(loader: Any) -> Any:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def validation_batch(trainer: Any, clone: Any) -> list[Any]:
+    """The first batch for validation, on the device of a silent copy; none where a look at it would cost something."""
+    loader = next(loaders_in(trainer.val_dataloaders), None)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return []
+    try:
+        batch = trainer.precision_plugin.convert_input(peek(without_workers(loader)))
+    except Exception:  # of the user's data: the run will raise it again, where it belongs
+        return []
+    return [clone._apply_batch_transfer_handler(batch, device=clone.device, dataloader_idx=0)]
 
 
 def iter_is_self(loader: Any) -> bool:

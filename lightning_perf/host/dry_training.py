@@ -92,20 +92,30 @@ def _training_step(trainer: Any, module: Any, batch: Any, index: int) -> Any:
 
 
 @contextmanager
+def muted(trainer: Any) -> Iterator[None]:
+    """What a copy of the module does through its Trainer inside leads nowhere: logs, checkpoints, a wish to stop."""
+    loggers, should_stop, own = trainer.loggers, trainer.should_stop, vars(trainer).get("save_checkpoint")
+    dummies = importlib.import_module(f"{namespace_of(trainer).__name__}.loggers.logger")
+    trainer.loggers = [dummies.DummyLogger() for _ in loggers]
+    vars(trainer)["save_checkpoint"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        trainer.loggers, trainer.should_stop = loggers, should_stop
+        del vars(trainer)["save_checkpoint"]
+        if own is not None:
+            vars(trainer)["save_checkpoint"] = own
+
+
+@contextmanager
 def _without_trace(trainer: Any, pl_module: Any, *, grad: bool) -> Iterator[None]:
     if takes_iterator(pl_module):
         raise MisconfigurationException(
             f"{type(pl_module).__name__}.training_step takes its batches from dataloader_iter, and none can be looked at "
             "beforehand; pass a learning rate as a number, and recalibrate=0."
         )
-    loggers = trainer.loggers
-    dummies = importlib.import_module(f"{namespace_of(trainer).__name__}.loggers.logger")
-    with preserved_rng(), preserved_generators(trainer), torch.set_grad_enabled(grad):
-        trainer.loggers = [dummies.DummyLogger() for _ in loggers]
-        try:
-            yield
-        finally:
-            trainer.loggers = loggers
+    with preserved_rng(), preserved_generators(trainer), torch.set_grad_enabled(grad), muted(trainer):
+        yield
 
 
 def dry_passes(trainer: Any, pl_module: Any, batches: int, *, watch: Callable[[Any], None]) -> Any:

@@ -101,6 +101,13 @@ def _twin(loader: Any) -> Any:
     return twin
 
 
+def without_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same batches that loads them here, and leaves the iterator and the workers of the other alone."""
+    twin = _twin(loader)
+    vars(twin).update(num_workers=0, timeout=0, prefetch_factor=None, persistent_workers=False)
+    return twin
+
+
 @contextmanager
 def preserved_generators(trainer: Any) -> Iterator[None]:
     """Whatever the generators of the training loaders draw inside leaves no trace outside."""

@@ -284,6 +284,10 @@ class MagnitudePruning(PerfCallback):
         if self._pruner is not None:
             self._pruner.cut(cut)
 
+    def forget_masks(self) -> None:
+        """Start anew: weights of other shapes are about to be loaded, and a fit finds or loads the masks for them."""
+        self._forget()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name not in _OF_THE_RUN}
 

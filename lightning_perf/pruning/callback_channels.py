@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_perf.host import (
     MisconfigurationException,
@@ -17,18 +17,23 @@ from lightning_perf.host import (
     averaged_modules,
     fraction_done,
     is_a,
+    muted,
     offered_shadows,
     same_callback,
     takes_iterator,
     wrap_again,
 )
 from lightning_perf.pruning.callback import MagnitudePruning
+from lightning_perf.pruning.callback_entries import Entries
 from lightning_perf.pruning.callback_measure import MEASURES, Measure, agreed
 from lightning_perf.pruning.callback_regularize import Pull, check_strength
-from lightning_perf.pruning.callback_step import loss_of, quiet_copy
+from lightning_perf.pruning.callback_step import loss_of, quiet_copy, small_part, value_of
 from lightning_perf.pruning.channels import Channels, meet, reasons
-from lightning_perf.pruning.cut import Cut, kept_part, reshape, shapes_of
-from lightning_perf.pruning.load import pruned_state
+from lightning_perf.pruning.cut import Cut, kept_part
+from lightning_perf.pruning.load import pruned_state, state_of_weights
+from lightning_perf.pruning.shapes import reshape, shapes_of, tensors_of
+
+_OF_A_MODULE = ("_module", "_pull", "_past")
 
 
 class ChannelPruning(PerfCallback):
@@ -36,10 +41,12 @@ class ChannelPruning(PerfCallback):
 
     At the first batch of an epoch the module is traced through its own ``training_step`` on a copy. Groups of channels that
     depend on each other are found with Torch-Pruning, and each is tried: it counts only if taking channels out gives the
-    same loss as setting them to zero. What is left out is said with the reason. Then the lowest channels by weight norm go
-    until the target is met. Parameters keep their identity; optimizer state, averages (``ema=``, Lightning's) and masks
-    are cut along, DDP wraps anew. A checkpoint carries the shapes: with this callback ``fit``, ``validate``, ``test`` and
-    ``predict`` load it; without a Trainer :func:`lightning_perf.load_pruned` does.
+    same loss as setting them to zero, and breaks no other way into the module (a second batch, the hooks around a step,
+    where a module may update a teacher of its own, evaluation, prediction). What is left out is said with the reason. Then
+    the lowest channels by weight norm go until the target is met. Parameters keep their identity; optimizer state, averages
+    (``ema=``, Lightning's) and masks are cut along, DDP wraps anew. A checkpoint carries the shapes: with this callback
+    ``fit``, ``validate``, ``test`` and ``predict`` load it, and one of before a cut brings the channels back; without a
+    Trainer :func:`lightning_perf.load_pruned` loads it.
 
     Args:
         target: what should be left of ``measure``, such as 0.5.
@@ -106,7 +113,7 @@ class ChannelPruning(PerfCallback):
         self._module: Any = lambda: None
         self._active = False
         self._done, self._left = 0, 1.0
-        self._shapes: dict[str, Any] = {"tensors": {}, "sizes": {}}
+        self._past: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
         self._pull = Pull(self.regularize)
 
@@ -123,21 +130,43 @@ class ChannelPruning(PerfCallback):
         self.undo(trainer).push(setattr, self, "_active", False)
 
         def restore(module: Any, checkpoint: Mapping[str, Any]) -> None:
-            state = pruned_state(checkpoint, self.state_key)
-            if state is not None and "left" not in state:
-                raise ValueError(
-                    "this checkpoint of ChannelPruning was saved by an older version, whose state ends at the shapes, and "
-                    "training cannot go on from it; load its weights with lightning_perf.load_pruned(module, path) instead."
-                )
-            if state is not None:
-                for one in (module, *averaged_modules(trainer)):
-                    reshape(one, state["shapes"])
-                self._shapes, self._left, self._done = state["shapes"], state["left"], state["done"]
-                self._pull.members = state["members"]
+            self._restore(trainer, module, checkpoint)
 
         self.undo(trainer).push(at_module_door(trainer, Stage.STRUCTURE, restore))
         if stage == "fit" and self.regularize:
             self.undo(trainer).push(self._pull.stand_at(trainer))
+
+    def _restore(self, trainer: Any, module: Any, checkpoint: Mapping[str, Any]) -> None:
+        """Shapes of a checkpoint that is about to be loaded: of behind a cut, or of before one that was made since."""
+        state = pruned_state(checkpoint, self.state_key)
+        if state is None:
+            state = state_of_weights(checkpoint.get("state_dict", {}), module, self._past)
+        if state is None:
+            return
+        if "left" not in state:
+            raise ValueError(
+                "this checkpoint of ChannelPruning was saved by an older version, whose state ends at the shapes, and "
+                "training cannot go on from it; load its weights with lightning_perf.load_pruned(module, path) instead."
+            )
+        before = _size(module)
+        changed = reshape(module, state["shapes"])
+        if _size(module) > before:
+            cut = f"cut {state['done'] + 1}" if state["done"] else "the first cut"
+            self.say(f"the checkpoint is of before {cut}, and the module has the channels back that it had then.")
+        if changed:
+            self._drop_old_shapes(trainer, [tensor for name, tensor in tensors_of(module) if name in changed])
+        for average in averaged_modules(trainer):
+            reshape(average, state["shapes"], like=module)
+        self._left, self._done, self._pull.members = state["left"], state["done"], state["members"]
+
+    def _drop_old_shapes(self, trainer: Any, changed: Iterable[Tensor]) -> None:
+        """What an earlier fit keeps of parameters that have other shapes now; a checkpoint brings its own."""
+        for tensor in changed:
+            for optimizer in trainer.strategy.optimizers:
+                optimizer.state.pop(tensor, None)
+        for other in trainer.callbacks:
+            if isinstance(other, MagnitudePruning):
+                other.forget_masks()
 
     def _check_alone(self, trainer: Any) -> None:
         for other in trainer.callbacks:
@@ -154,8 +183,11 @@ class ChannelPruning(PerfCallback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the shapes, so that the weights can be loaded."""
         if self._module() is pl_module:
-            state = {"shapes": self._shapes, "done": self._done, "left": self._left, "members": self._pull.members}
-            checkpoint.setdefault("callbacks", {})[self.state_key] = state
+            checkpoint.setdefault("callbacks", {})[self.state_key] = self._state(pl_module)
+
+    def _state(self, module: Any) -> dict[str, Any]:
+        members = self._pull.members
+        return {"shapes": shapes_of(module), "done": self._done, "left": self._left, "members": members}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Lightning's hook: whether the run has the epochs that it takes, and the module can be cut at all."""
@@ -192,17 +224,23 @@ class ChannelPruning(PerfCallback):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in ("_module", "_pull")}
+        return {name: value for name, value in super().__getstate__().items() if name not in _OF_A_MODULE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
 
     def _channels(self, trainer: Any, pl_module: Any, batch: Any) -> Channels:
+        few = small_part(pl_module, batch)
         channels = Channels(
-            pl_module, lambda clone: loss_of(clone, batch), self.ignore, round_to=self.round_to, duplicate=quiet_copy
-        ).find()
-        channels.scores, channels.left_out = agreed(trainer, (channels.scores, channels.left_out))
+            pl_module, lambda clone: loss_of(clone, few), self.ignore,
+            round_to=self.round_to, duplicate=quiet_copy, saved=pl_module.state_dict().keys(),
+        )  # fmt: skip
+        with muted(trainer):
+            channels.find()
+            channels.scores, channels.left_out = agreed(trainer, (channels.scores, channels.left_out))
+            channels.sift(Entries(trainer, pl_module, few), lambda found: agreed(trainer, found))
+        channels.loss = lambda clone: loss_of(clone, batch)  # to measure
         return channels
 
     def _cut(self, trainer: Any, pl_module: Any, batch: Any) -> None:
@@ -211,7 +249,9 @@ class ChannelPruning(PerfCallback):
         measure = Measure(self.measure, trainer, channels, batch, self.say)
         target, before = self.target ** ((self._done + 1) / self.steps), self._left
         cut, reached = meet(channels, target, lambda cut: before * measure(cut), trials=measure.trials)
-        reason = agreed(trainer, channels.check(cut))
+        reason = agreed(trainer, channels.check(cut, lambda clone: value_of(clone, batch)))
+        with muted(trainer):
+            reason = reason or agreed(trainer, channels.breaks(cut))
         if reason is not None:
             raise MisconfigurationException(
                 f"the groups of {type(pl_module).__name__} can be cut one by one but not together ({reason}); use ignore= "
@@ -221,6 +261,7 @@ class ChannelPruning(PerfCallback):
         for parameter, shadow in offered_shadows(trainer):
             name = next(name for name, one in pl_module.named_parameters() if one is parameter)
             shadow.data = kept_part(shadow.data, cut.keep.get(name, {}))
+        self._past.append(self._state(pl_module))
         cut.apply(pl_module, trainer.strategy.optimizers)
         for average in averaged_modules(trainer):
             cut.apply(average)
@@ -229,19 +270,14 @@ class ChannelPruning(PerfCallback):
                 other.follow_cut(cut)
         wrap_again(trainer)
         self._pull.end()
-        self._left = reached
-        self._remember(pl_module, cut)
+        self._left, self._done = reached, self._done + 1
         self.left_out = channels.left_out
         left_out = f" Left out: {reasons(channels.left_out)}." if channels.left_out else ""
         self.say(f"{self.measure} cut from {before:.3g} to {reached:.3g} of the whole (target {target:.3g}).{left_out}")
 
-    def _remember(self, module: nn.Module, cut: Cut) -> None:
-        names = {**{name: {} for name in self._shapes["tensors"]}, **cut.keep}
-        sizes = {name: dict(noted) for name, noted in self._shapes["sizes"].items()}
-        for name, noted in cut.sizes.items():
-            sizes.setdefault(name, {}).update(noted)
-        self._shapes = shapes_of(module, Cut(names, sizes))
-        self._done += 1
+
+def _size(module: nn.Module) -> int:
+    return sum(tensor.numel() for _, tensor in tensors_of(module))
 
 
 def _check_batches(pl_module: Any) -> None:

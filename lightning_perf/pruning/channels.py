@@ -8,17 +8,20 @@ computed from a width, each with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_perf._copying import deep_copy
-from lightning_perf.pruning.cut import Cut, tensors_of
+from lightning_perf.pruning.cut import Cut
+from lightning_perf.pruning.shapes import tensors_of
 from lightning_perf.pruning.targets import ignored_by
 from lightning_perf.pruning.trace import Chosen, Trace, first_line
+from lightning_perf.pruning.ways import Given, difference
 
 Loss = Callable[[nn.Module], Tensor]
 
@@ -35,6 +38,7 @@ class Channels:
         ignore: patterns of qualified names; a layer that owns one of these tensors keeps its outputs.
         round_to: channels that stay in a group are a multiple of this, and at least as many.
         duplicate: makes a copy of the module.
+        saved: names of the tensors that a checkpoint holds, if it leaves some out.
 
     Example (``pip install 'lightning-perf[prune]'``)::
 
@@ -50,8 +54,11 @@ class Channels:
     ignore: Sequence[str] = ()
     round_to: int = 8
     duplicate: Callable[[nn.Module], nn.Module] = deep_copy
+    saved: Collection[str] | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    _ways: Callable[[nn.Module], Given] = lambda clone: {}
+    _open: Collection[str] = ()
 
     def find(self) -> Channels:
         """Trace the module, score its groups, and run each with fewer channels; returns itself."""
@@ -70,6 +77,41 @@ class Channels:
             else:
                 self.left_out[name] = str(reason)
         return self
+
+    def sift(self, ways: Callable[[nn.Module], Given], agree: Callable[[Any], Any] = lambda found: found) -> Channels:
+        """Leave out groups whose cut breaks another way into the module than the step that was traced; returns itself.
+
+        Args:
+            ways: enters a copy in every other way; one that already raises with the whole module says nothing.
+            agree: makes what one process finds the finding of all.
+        """
+        self._ways = ways
+        self._open = agree([name for name, given in ways(self._copy()).items() if not isinstance(given, Exception)])
+        if self.scores and agree(self._broken_by(self.choose(1.0))) is not None:
+            for name in list(self.scores):
+                reason = agree(self._broken_by({name: self._lowest(name)}))
+                if reason is not None:
+                    self.left_out[name] = reason
+                    del self.scores[name]
+        return self
+
+    def breaks(self, cut: Cut) -> str | None:
+        """Why a cut may not be made, though the traced step goes through: another way into the module does not."""
+        if not self._open:
+            return None
+        zeroed, smaller = self._zeroed_and_smaller(cut)
+        there, here = self._ways(zeroed), self._ways(smaller)
+        return next(filter(None, (difference(name, there, here) for name in self._open)), None)
+
+    def _broken_by(self, chosen: Chosen) -> str | None:
+        try:
+            return self.breaks(self.cut(chosen))
+        except ValueError as error:
+            return first_line(error)
+
+    def _lowest(self, name: str) -> list[int]:
+        scores = self.scores[name]
+        return sorted(scores.argsort(stable=True)[: len(scores) - self.round_to].tolist())
 
     @cached_property
     def trace(self) -> Trace:
@@ -146,19 +188,28 @@ class Channels:
                 "patterns in ignore= where they are the reason; for zeros in place of channels use MagnitudePruning."
             )
 
-    def check(self, cut: Cut) -> str | None:
-        """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may."""
-        zeroed, smaller = self._copy(), self._copy()
-        cut.zero(zeroed)
-        cut.zero(smaller)
-        cut.apply(smaller)
+    def check(self, cut: Cut, loss: Loss | None = None) -> str | None:
+        """Why a cut may not be made: it raises, or its loss is not that of zeros in its place; None if it may.
+
+        Args:
+            cut: to be made.
+            loss: another one than that of the trace, which needs no graph.
+        """
+        zeroed, smaller = self._zeroed_and_smaller(cut)
         try:
-            there, here = (float(self.loss(one).detach()) for one in (zeroed, smaller))
+            there, here = (float((loss or self.loss)(one).detach()) for one in (zeroed, smaller))
         except Exception as error:  # whatever the module raises where its shapes are fixed
             return f"without its channels the step raises {first_line(error)}"
         if not abs(there - here) <= _TOLERANCE * max(1.0, abs(there)):
             return f"the loss is {here:.6g} without the channels and {there:.6g} with zeros in their place"
         return None
+
+    def _zeroed_and_smaller(self, cut: Cut) -> tuple[nn.Module, nn.Module]:
+        zeroed, smaller = self._copy(), self._copy()
+        cut.zero(zeroed)
+        cut.zero(smaller)
+        cut.apply(smaller)
+        return zeroed, smaller
 
     def _why_not(self, name: str, scores: Tensor | str) -> str | None:
         if isinstance(scores, str):
@@ -174,10 +225,14 @@ class Channels:
                 cut = self.cut({name: sorted(order[:count])})
             except Exception as error:  # Torch-Pruning's, or a cut that leaves no tensor
                 return f"taking {count} of {len(order)} channels out raises {first_line(error)}"
-            reason = self.check(cut)
+            reason = self._unsaved(cut) or self.check(cut)
             if reason is not None:
                 return reason
         return None
+
+    def _unsaved(self, cut: Cut) -> str | None:
+        missing = [name for name in cut.keep if self.saved is not None and name not in self.saved]
+        return f"{missing[0]} is in no checkpoint, so that none could tell what is left of it" if missing else None
 
     def _copy(self) -> nn.Module:
         return self.duplicate(self.module).eval()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from lightning_perf.pruning.cut import reshape
+from lightning_perf.pruning.shapes import reshape, shapes_of, whole_of
 from lightning_perf.pruning.trace import first_line
 
 SAVED_BY = "ChannelPruning"
@@ -68,3 +69,22 @@ def pruned_state(checkpoint: Mapping[str, Any], state_key: str = "") -> dict[str
     states = checkpoint.get("callbacks", {})
     saved = [state for key, state in states.items() if key.startswith(SAVED_BY)]
     return states.get(state_key, saved[0] if len(saved) == 1 else None)
+
+
+def state_of_weights(
+    weights: Mapping[str, Tensor], module: nn.Module, past: Iterable[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """The state in which ``module`` has the shapes of ``weights``, which say nothing else; None if it has them now.
+
+    Args:
+        weights: of a checkpoint that was saved without callback state.
+        module: whole, or cut.
+        past: states that it went through; beside them it has been whole.
+    """
+    whole = whole_of(module)["tensors"]
+    origin = {"shapes": {"tensors": {}, "sizes": {}}, "done": 0, "left": 1.0, "members": {}}
+    for state in ({"shapes": shapes_of(module)}, origin, *past):
+        shapes = {**whole, **state["shapes"]["tensors"]}
+        if all(list(weights[name].shape) == list(shape) for name, shape in shapes.items() if name in weights):
+            return state if "done" in state else None
+    return None

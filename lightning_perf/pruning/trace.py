@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_perf._optional import require
-from lightning_perf.pruning.cut import Cut, Size, tensors_of
+from lightning_perf.pruning.cut import Cut, Size
+from lightning_perf.pruning.shapes import tensors_of
 
 Chosen = Mapping[str, Sequence[int]]  # root layer -> output channels that go
 
+# What Torch-Pruning reads of an operation once the graph is there: sizes and dimensions, no tensors.
+_READ = (
+    "_saved_dim", "_saved_self_sizes", "_saved_self_sym_sizes", "_saved_split_size", "_saved_split_sizes",
+)  # fmt: skip
 _ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -50,6 +56,7 @@ class Trace:
             parameter.requires_grad_(parameter.is_floating_point())
         self._clone, self._graph = clone, self._prune.DependencyGraph()
         self._graph.build_dependency(clone, None, forward_fn=lambda clone, _: loss(clone), verbose=False)
+        _let_go(self._graph)
         self._widest = _widest(clone, self._graph)
         self.outputs: set[str] = set()
         self._groups = list(self._scored())
@@ -163,6 +170,30 @@ class Trace:
             if (changed := {key: size for key, size in sizes_of(layer).items() if self._sizes[name].get(key) != size})
         }
         return Cut(keep, sizes)
+
+
+def leaves_of(loss: Tensor) -> set[int]:
+    """The parameters that the graph of a loss leads to, by identity."""
+    found, seen, waiting = set[int](), set[Any](), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        waiting.extend(onward for onward, _ in node.next_functions)
+    return found
+
+
+def _let_go(graph: Any) -> None:
+    """Let the activations of the traced step go, which the operations of its graph would keep for as long as the trace."""
+    for node in graph.module2node.values():
+        noted = {name: getattr(node.grad_fn, name) for name in _READ if hasattr(node.grad_fn, name)}
+        node.grad_fn = SimpleNamespace(**noted)
+        if "grad_fn" in vars(node.module):
+            node.module.grad_fn = node.grad_fn
 
 
 def sizes_of(layer: nn.Module) -> dict[str, Size]:

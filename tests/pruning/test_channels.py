@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import lightning_perf as lp
 from lightning_perf.host import MisconfigurationException
 from lightning_perf.pruning.channels import Channels, meet
-from lightning_perf.pruning.cut import Cut, reshape, shapes_of
+from lightning_perf.pruning.cut import Cut
+from lightning_perf.pruning.shapes import reshape, shapes_of
 from tests.contract.modules import images, make
 
 pytest.importorskip("torch_pruning", reason="needs torch-pruning (extra prune)")
@@ -130,7 +131,7 @@ def test_awkward_modules(kind: type[nn.Module], prunable: set[str], left_out: di
     torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-6)
     assert sum(p.numel() for p in net.parameters()) < weights
     fresh = kind().eval()
-    reshape(fresh, shapes_of(net, cut))
+    reshape(fresh, shapes_of(net))
     fresh.load_state_dict(net.state_dict())
     assert torch.equal(fresh(x), net(x))
     assert str(fresh) == str(net)
