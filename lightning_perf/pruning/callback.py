@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_perf.host import (
     MisconfigurationException,
-    OptimizerSetup,
     PerfCallback,
     Progress,
     Stage,
     at_module_door,
-    at_optimizer_door,
+    follow_optimizers,
     is_a,
     is_accumulating,
+    is_of_the_run,
     progress_of,
     same_callback,
     shadows_of,
@@ -33,7 +34,6 @@ from lightning_perf.pruning.targets import Target, Targets, find_targets
 
 _DEFAULT_SPARSITY, _DEFAULT_END = 0.9, 0.7
 _OF_THE_RUN = ("_pruner", "_targets", "_rewind", "_reached", "_logged", "_module", "_training", "_unfollowed")
-_AFTER_OTHERS = 2  # at the optimizer door: once optimizers have been replaced and fused
 
 
 class MagnitudePruning(PerfCallback):
@@ -142,7 +142,7 @@ class MagnitudePruning(PerfCallback):
         return sparsity_of(self._targets)
 
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Stand at the module door and the optimizer door of a fit."""
+        """Stand at the module door of a fit, and behind every step of an optimizer."""
         if stage != "fit":
             return
         self._check_alone(trainer)
@@ -154,13 +154,16 @@ class MagnitudePruning(PerfCallback):
         def find(module: Any, checkpoint: Mapping[str, Any]) -> None:
             self._find(trainer, module, checkpoint)
 
-        def follow(setup: OptimizerSetup) -> None:
-            for optimizer in setup.optimizers:
-                if isinstance(optimizer, Optimizer):
-                    undo.push(optimizer.register_step_post_hook(self._after_step).remove)
+        def follow(optimizer: Optimizer) -> Callable[[], None]:
+            return optimizer.register_step_post_hook(self._after_step).remove
+
+        def after_others(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if self._training and self._pruner is not None and not is_of_the_run(trainer.strategy, optimizer):
+                self._pruner.hold_optimizer(optimizer)
 
         undo.push(at_module_door(trainer, Stage.MASKS, find))
-        undo.push(at_optimizer_door(trainer, follow, order=_AFTER_OTHERS))
+        undo.push(follow_optimizers(trainer, follow))
+        undo.push(register_optimizer_step_post_hook(after_others).remove)
 
     def _check_alone(self, trainer: Any) -> None:
         for other in trainer.callbacks:
