@@ -283,9 +283,11 @@ class MagnitudePruning(PerfCallback):
         )
 
     def follow_cut(self, cut: Cut) -> None:
-        """Keep the masks of what is left once whole channels were taken out of the module."""
+        """Keep the masks of what is left, and the weights to rewind to, once whole channels were taken out."""
         if self._pruner is not None:
             self._pruner.cut(cut)
+        if self._rewind is not None:
+            self._rewind.cut(cut)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name not in _OF_THE_RUN}
