@@ -243,10 +243,17 @@ class MagnitudePruning(PerfCallback):
         self._training = True
         self._hold(trainer)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook: parameters that were made anew between two epochs keep their masks."""
+        if self._pruner is not None and batch_idx == 0 and self._pruner.follow():
+            self._hold(trainer)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook, after all steps of a batch: prune further if that is due."""
         if self._pruner is None:
             return
+        if self._pruner.follow():  # the module has made a parameter anew
+            self._hold(trainer)
         # What the module steps with an optimizer that Lightning does not know of.
         self._pruner.hold((target.weight, target.weight) for target in self._unfollowed)
         progress = progress_of(trainer)

@@ -124,6 +124,56 @@ def test_an_optimizer_that_the_trainer_never_holds(pl: ModuleType, quiet: dict[s
     assert sum(int((weight == 0).sum()) for weight in module.mine()) == TOTAL // 2
 
 
+@pytest.mark.parametrize("where", ["epoch_start", "batch_start", "step"])
+def test_a_parameter_that_is_made_anew(where: str, ns: ModuleType, quiet: dict[str, Any]) -> None:
+    """After the masks are final: they hold for what has the name of a weight, in whatever object."""
+    base = type(make("plain", ns))
+
+    class Anew(base):  # type: ignore[misc, valid-type]
+        def renew(self, here: str) -> None:
+            if here == where and self.trainer.current_epoch == 1:
+                self.net[4].weight = torch.nn.Parameter(self.net[4].weight.detach() + 0.1)
+                self.trainer.optimizers = [torch.optim.Adam(self.parameters(), lr=1e-2)]
+
+        def on_train_epoch_start(self) -> None:
+            self.renew("epoch_start")
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.renew("batch_start" if batch_idx == 2 else "")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.renew("step" if batch_idx == 2 else "")
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            counts.append(sum(int((self.net[index].weight == 0).sum()) for index in (0, 4, 7)))
+            weight = self.net[4].weight
+            states = [v for v in self.trainer.optimizers[0].state.get(weight, {}).values() if v.shape == weight.shape]
+            assert all(bool((value[weight == 0] == 0).all()) for value in states)
+
+    counts: list[int] = []
+    torch.manual_seed(3)
+    pruning = lp.MagnitudePruning(0.5, schedule="one_shot", start=0.0)
+    fit(ns, quiet, Anew(), pruning)
+    assert counts == [TOTAL // 2] * 12
+    assert pruning.result.total == 0.5
+
+
+def test_a_parameter_of_another_shape_is_named(pl: ModuleType, quiet: dict[str, Any]) -> None:
+    base = type(make("plain", pl))
+
+    class Grown(base):  # type: ignore[misc, valid-type]
+        def on_train_epoch_start(self) -> None:
+            if self.trainer.current_epoch == 1:
+                self.net[7].weight = torch.nn.Parameter(torch.ones(5, 128))
+
+    torch.manual_seed(3)
+    with pytest.raises(
+        ValueError, match=r"net\.7\.weight is of shape \(5, 128\) now, and its mask of \(3, 128\); leave "
+    ):
+        fit(pl, quiet, Grown(), lp.MagnitudePruning(0.5, schedule="one_shot", start=0.0))
+
+
 @pytest.mark.parametrize("where", PLACES[1:])
 def test_channels_are_pulled_as_by_one_optimizer(where: str, pl: ModuleType, quiet: dict[str, Any]) -> None:
     ends = []
