@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import ref
 
@@ -16,6 +17,7 @@ from lightning_perf.host import (
     Progress,
     Stage,
     at_module_door,
+    at_weights_door,
     follow_optimizers,
     is_a,
     is_accumulating,
@@ -164,6 +166,8 @@ class MagnitudePruning(PerfCallback):
         undo.push(at_module_door(trainer, Stage.MASKS, find))
         undo.push(follow_optimizers(trainer, follow))
         undo.push(register_optimizer_step_post_hook(after_others).remove)
+        # What is saved has zeros, whatever the module has written since the last step. Before averages are put in place.
+        undo.push(at_weights_door(trainer, lambda state: state, around=lambda: self._held(trainer), order=-1))
 
     def _check_alone(self, trainer: Any) -> None:
         for other in trainer.callbacks:
@@ -324,6 +328,11 @@ class MagnitudePruning(PerfCallback):
             self._rewind.back(trainer.lightning_module, trainer.optimizers, shadows_of(trainer))
             self.say(f"masks are final; weights are back at step {self._rewind.to}, and optimizers start afresh.")
         self._hold(trainer)
+
+    def _held(self, trainer: Any) -> AbstractContextManager[None]:
+        if self._training and self._pruner is not None:
+            self._hold(trainer)
+        return nullcontext()
 
     def _hold(self, trainer: Any) -> None:
         """Zero everywhere: weights, the state of optimizers, averages."""
