@@ -75,7 +75,7 @@ def _row(report: Report, net: str, batch: int, threads: int, goal: str) -> str:
 def accuracy_rows() -> list[str]:
     """What int8 costs in accuracy, after training for it and without."""
     rows = []
-    tasks = (("image", "final_accuracy", "drop <= 0.2 points"), ("language", "perplexity", "<= 0.5 % higher"))
+    tasks = (("image", "final_metric", "drop <= 0.2 points"), ("language", "perplexity", "<= 0.5 % higher"))
     for task, key, goal in tasks:
         report = found(f"qat_accuracy_{task}")
         if report is None:

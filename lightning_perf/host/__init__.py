@@ -19,6 +19,8 @@ from lightning_perf.host.dry_training import muted as muted
 from lightning_perf.host.evaluation_door import at_evaluation_door as at_evaluation_door
 from lightning_perf.host.example_call import arguments_of as arguments_of
 from lightning_perf.host.example_call import batches_of as batches_of
+from lightning_perf.host.followed_steps import follow_optimizers as follow_optimizers
+from lightning_perf.host.followed_steps import is_of_the_run as is_of_the_run
 from lightning_perf.host.loader_door import at_loader_door as at_loader_door
 from lightning_perf.host.loader_door import loader_generators as loader_generators
 from lightning_perf.host.loader_door import loaders_exist as loaders_exist

@@ -14,10 +14,12 @@ from lightning_perf.host import (
     at_evaluation_door,
     at_weights_door,
     dry_passes,
+    follow_optimizers,
     is_a,
     loaders_exist,
     offer_shadows,
 )
+from lightning_perf.host.optimizer_door import raw
 from lightning_perf.optim.averaging import Averages, Ema, EvaluationWeights, fingerprint
 from lightning_perf.optim.batch_norm import batch_norms, forget_statistics, statistics_from
 
@@ -43,8 +45,7 @@ class FitEvaluation:
         self._recalibrate = recalibrate
         self._say = say
         self._statistics: tuple[tuple[int, int], list[tuple[Tensor, Tensor]]] | None = None
-        self._averages: list[Averages] = []
-        self._optimizers: list[Optimizer] = []
+        self._active = False
         self._weights = EvaluationWeights(self._averaged)
         self._names: dict[Tensor, str] = {}
         self._resumed = False
@@ -56,7 +57,7 @@ class FitEvaluation:
     @property
     def active(self) -> bool:
         """Whether somebody averages in this fit."""
-        return bool(self._averages)
+        return self._active
 
     def adopt(self, trainer: Any, optimizers: Sequence[Optimizer], undo: Undo) -> None:
         """Find out who averages in this fit, and stand at the doors if somebody does.
@@ -69,8 +70,8 @@ class FitEvaluation:
             raise MisconfigurationException(
                 f"ema={self._ema.decay} averages weights that {type(own[0]).__name__} averages already; leave ema out."
             )
-        self._averages = [self._ema] if self._ema is not None else list(own)
-        if not self._averages:
+        self._active = bool(own) or self._ema is not None
+        if not self._active:
             return
         who = f"ema={self._ema.decay}" if self._ema is not None else type(own[0]).__name__
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -78,7 +79,7 @@ class FitEvaluation:
                 f"{who} exchanges the weights for evaluation, which {type(trainer.strategy).__name__} keeps in shards; use "
                 "DDP or a single device, or an optimizer without averaged weights."
             )
-        self._optimizers, self._trainer = list(optimizers), trainer
+        self._trainer = trainer
         undo.push(self._finish)
         undo.push(at_weights_door(trainer, self._detached, around=self._weights.in_place))
         at_evaluation_door(trainer, undo, around=self._weights.in_place, at_end=self._weights.enter)
@@ -95,8 +96,8 @@ class FitEvaluation:
         self._names = {t: name for name, t in (*pl_module.named_parameters(), *pl_module.named_buffers())}
         self._undo = undo
         if self._ema is not None:
-            for optimizer in self._optimizers:
-                undo.push(self._ema.follow(optimizer).remove)
+            ema = self._ema
+            undo.push(follow_optimizers(self._trainer, lambda optimizer: ema.follow(optimizer).remove))
             undo.push(offer_shadows(self._trainer, self._ema.averages))
         self._take_up()
 
@@ -142,7 +143,9 @@ class FitEvaluation:
         return {self._names[p]: fingerprint(p) for p in self._weights.training_weights() if p in self._names}
 
     def _averaged(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for one in self._averages:
+        # Optimizers may be set anew while the fit runs; an average of one that is gone would be of old weights.
+        own = [one for one in map(raw, self._trainer.strategy.optimizers) if isinstance(one, Averages)]
+        for one in own if self._ema is None else [self._ema]:
             yield from one.evaluation_weights()
         # The averaged weights are in place by now, each since it was yielded.
         if self._recalibrate:

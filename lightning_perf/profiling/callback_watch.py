@@ -7,10 +7,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_perf.host import Undo, at_timing_door, is_a
+from lightning_perf.host import Undo, at_timing_door, follow_optimizers, is_a
 from lightning_perf.host.doors import stand_at, wrap_at
 from lightning_perf.host.log_door import at_log_door
-from lightning_perf.host.optimizer_door import raw
 from lightning_perf.host.timing_door import time_calls
 from lightning_perf.profiling import phases
 from lightning_perf.profiling.phases import PhaseClock
@@ -65,11 +64,13 @@ def listen_to_raw_steps(trainer: Any, clock: PhaseClock, undo: Undo) -> None:
     def end(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         clock.stop(phases.OPTIMIZER)
 
-    for inner in map(raw, trainer.strategy.optimizers):
-        if not isinstance(inner, Optimizer):  # Lightning takes whatever has an optimizer's methods
-            continue
-        for register, hook in ((inner.register_step_pre_hook, begin), (inner.register_step_post_hook, end)):
-            undo.push(register(hook).remove)
+    def attach(optimizer: Optimizer) -> Callable[[], None]:
+        hooks = Undo()
+        hooks.push(optimizer.register_step_pre_hook(begin).remove)
+        hooks.push(optimizer.register_step_post_hook(end).remove)
+        return hooks.run
+
+    undo.push(follow_optimizers(trainer, attach))
 
 
 def hear_each_step(trainer: Any, clock: PhaseClock, next_batch: Callable[[], None], undo: Undo) -> None:

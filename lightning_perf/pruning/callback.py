@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import ref
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_perf.host import (
     MisconfigurationException,
-    OptimizerSetup,
     PerfCallback,
     Progress,
     Stage,
     at_module_door,
-    at_optimizer_door,
+    at_weights_door,
+    follow_optimizers,
     is_a,
     is_accumulating,
+    is_of_the_run,
     progress_of,
     same_callback,
     shadows_of,
@@ -33,7 +36,6 @@ from lightning_perf.pruning.targets import Target, Targets, find_targets
 
 _DEFAULT_SPARSITY, _DEFAULT_END = 0.9, 0.7
 _OF_THE_RUN = ("_pruner", "_targets", "_rewind", "_reached", "_logged", "_module", "_training", "_unfollowed")
-_AFTER_OTHERS = 2  # at the optimizer door: once optimizers have been replaced and fused
 
 
 class MagnitudePruning(PerfCallback):
@@ -142,7 +144,7 @@ class MagnitudePruning(PerfCallback):
         return sparsity_of(self._targets)
 
     def engage(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Stand at the module door and the optimizer door of a fit."""
+        """Stand at the module door of a fit, and behind every step of an optimizer."""
         if stage != "fit":
             return
         self._check_alone(trainer)
@@ -154,13 +156,18 @@ class MagnitudePruning(PerfCallback):
         def find(module: Any, checkpoint: Mapping[str, Any]) -> None:
             self._find(trainer, module, checkpoint)
 
-        def follow(setup: OptimizerSetup) -> None:
-            for optimizer in setup.optimizers:
-                if isinstance(optimizer, Optimizer):
-                    undo.push(optimizer.register_step_post_hook(self._after_step).remove)
+        def follow(optimizer: Optimizer) -> Callable[[], None]:
+            return optimizer.register_step_post_hook(self._after_step).remove
+
+        def after_others(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if self._training and self._pruner is not None and not is_of_the_run(trainer.strategy, optimizer):
+                self._pruner.hold_optimizer(optimizer)
 
         undo.push(at_module_door(trainer, Stage.MASKS, find))
-        undo.push(at_optimizer_door(trainer, follow, order=_AFTER_OTHERS))
+        undo.push(follow_optimizers(trainer, follow))
+        undo.push(register_optimizer_step_post_hook(after_others).remove)
+        # What is saved has zeros, whatever the module has written since the last step. Before averages are put in place.
+        undo.push(at_weights_door(trainer, lambda state: state, around=lambda: self._held(trainer), order=-1))
 
     def _check_alone(self, trainer: Any) -> None:
         for other in trainer.callbacks:
@@ -240,10 +247,17 @@ class MagnitudePruning(PerfCallback):
         self._training = True
         self._hold(trainer)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook: parameters that were made anew between two epochs keep their masks."""
+        if self._pruner is not None and batch_idx == 0 and self._pruner.follow():
+            self._hold(trainer)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's hook, after all steps of a batch: prune further if that is due."""
         if self._pruner is None:
             return
+        if self._pruner.follow():  # the module has made a parameter anew
+            self._hold(trainer)
         # What the module steps with an optimizer that Lightning does not know of.
         self._pruner.hold((target.weight, target.weight) for target in self._unfollowed)
         progress = progress_of(trainer)
@@ -280,9 +294,11 @@ class MagnitudePruning(PerfCallback):
         )
 
     def follow_cut(self, cut: Cut) -> None:
-        """Keep the masks of what is left once whole channels were taken out of the module."""
+        """Keep the masks of what is left, and the weights to rewind to, once whole channels were taken out."""
         if self._pruner is not None:
             self._pruner.cut(cut)
+        if self._rewind is not None:
+            self._rewind.cut(cut)
 
     def forget_masks(self) -> None:
         """Start anew: weights of other shapes are about to be loaded, and a fit finds or loads the masks for them."""
@@ -316,6 +332,11 @@ class MagnitudePruning(PerfCallback):
             self._rewind.back(trainer.lightning_module, trainer.optimizers, shadows_of(trainer))
             self.say(f"masks are final; weights are back at step {self._rewind.to}, and optimizers start afresh.")
         self._hold(trainer)
+
+    def _held(self, trainer: Any) -> AbstractContextManager[None]:
+        if self._training and self._pruner is not None:
+            self._hold(trainer)
+        return nullcontext()
 
     def _hold(self, trainer: Any) -> None:
         """Zero everywhere: weights, the state of optimizers, averages."""

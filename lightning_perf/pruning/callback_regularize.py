@@ -10,12 +10,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_perf.host import MisconfigurationException, OptimizerSetup, at_optimizer_door
+from lightning_perf.host import MisconfigurationException, follow_optimizers
 from lightning_perf.host.step_closure import HookResult, behind_closure
 from lightning_perf.pruning.channels import Channels
 from lightning_perf.pruning.lasso import GroupLasso
-
-_AFTER_OTHERS = 2  # at the optimizer door: once optimizers have been replaced and fused
 
 
 def check_strength(regularize: float, at: float, steps: int) -> None:
@@ -75,20 +73,15 @@ class Pull:
 
     def stand_at(self, trainer: Any) -> Callable[[], None]:
         """Follow every step of the optimizers of a fit, whoever calls it; returns the undo."""
-        handles: list[Any] = []
 
-        def follow(setup: OptimizerSetup) -> None:
-            handles.extend(
-                one.register_step_pre_hook(self._before_step) for one in setup.optimizers if isinstance(one, Optimizer)
-            )
+        def follow(optimizer: Optimizer) -> Callable[[], None]:
+            return optimizer.register_step_pre_hook(self._before_step).remove
 
-        leave = at_optimizer_door(trainer, follow, order=_AFTER_OTHERS)
+        leave = follow_optimizers(trainer, follow)
 
         def undo() -> None:
             self._lasso = None
             leave()
-            for handle in handles:
-                handle.remove()
 
         return undo
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_perf.host import Progress
+from lightning_perf.pruning.cut import Cut, kept_part
 
 
 class Rewind:
@@ -69,6 +70,11 @@ class Rewind:
         for parameter, shadow in shadows:
             shadow.copy_(parameter)
         self.saved, self.done = None, True
+
+    def cut(self, cut: Cut) -> None:
+        """Follow tensors of which whole channels were taken out."""
+        if self.saved is not None:
+            self.saved = {name: kept_part(tensor, cut.keep.get(name, {})) for name, tensor in self.saved.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +21,9 @@ SAVED_BY = "ChannelPruning"
 def load_pruned(module: Any, path: str | Path | Mapping[str, Any]) -> Any:
     """Load a checkpoint of a run with :class:`ChannelPruning` into a module as it was before the cut; no pickle, no Trainer.
 
+    As with ``load_from_checkpoint``, ``configure_model`` and ``on_load_checkpoint`` of a LightningModule are called, and its
+    ``strict_loading`` decides whether keys may differ.
+
     Args:
         module: made with the arguments it was trained with; it is given the shapes and the weights of the checkpoint.
         path: a checkpoint of Lightning, with callback state; or what ``torch.load`` made of it, for checkpoints that hold
@@ -28,8 +33,8 @@ def load_pruned(module: Any, path: str | Path | Mapping[str, Any]) -> Any:
         The module.
 
     Raises:
-        ValueError: the checkpoint has no shapes, or those of another module; it holds more than tensors and plain
-            containers.
+        ValueError: the checkpoint has no shapes, or those of another module, or not all weights that were cut; it holds more
+            than tensors and plain containers.
 
     Example::
 
@@ -49,9 +54,32 @@ def load_pruned(module: Any, path: str | Path | Mapping[str, Any]) -> Any:
             f"{where} holds no shapes: it was saved without ChannelPruning, or with save_weights_only=True. Load it as any "
             "other checkpoint, or save the whole one."
         )
+    if hasattr(module, "configure_model"):
+        module.configure_model()
     reshape(module, state["shapes"])
-    module.load_state_dict(checkpoint["state_dict"])
+    weights = _offered(module, checkpoint)["state_dict"]
+    lost = [name for name, _ in module.named_parameters() if name in state["shapes"]["tensors"] and name not in weights]
+    if lost:
+        raise ValueError(
+            f"{lost[0]} was cut, and is not in the checkpoint, so that nobody knows which of its channels are left; save "
+            "all weights of the module that is pruned."
+        )
+    strict = getattr(module, "strict_loading", True)
+    keys = module.load_state_dict(weights, strict=strict)
+    if not strict and keys.missing_keys:
+        warnings.warn(f"not in the checkpoint, and left as they are: {keys.missing_keys}.", stacklevel=2)
+    if not strict and keys.unexpected_keys:
+        warnings.warn(f"not in the module, and left out: {keys.unexpected_keys}.", stacklevel=2)
     return module
+
+
+def _offered(module: Any, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The checkpoint as the module's own hook leaves it, which may add, drop and rename."""
+    if not hasattr(module, "on_load_checkpoint"):
+        return checkpoint
+    offered = {**checkpoint, "state_dict": copy.copy(checkpoint["state_dict"])}
+    module.on_load_checkpoint(offered)
+    return offered
 
 
 def _loaded(path: str | Path) -> Any:

@@ -64,6 +64,7 @@ class Pruner:
         self._kept: dict[str, Tensor] = {}
         self._movement: dict[str, Tensor] = {}
         self._holder = Holder({})
+        self._held: list[tuple[Target, Tensor]] = []
 
     @property
     def total(self) -> int:
@@ -93,10 +94,28 @@ class Pruner:
         return decided
 
     def adopt(self, kept: Mapping[str, Tensor]) -> None:
-        """Take masks over, and set what they prune to zero."""
+        """Take masks over, and set what they prune to zero.
+
+        Raises:
+            ValueError: a weight has another shape than its mask.
+        """
+        for name, target in self.targets.items():
+            if kept[name].shape != target.weight.shape:
+                raise ValueError(
+                    f"{name} is of shape {tuple(target.weight.shape)} now, and its mask of {tuple(kept[name].shape)}; leave "
+                    "weights that change their shape while the module trains out of pruning with ignore=."
+                )
+        self._held = [(target, target.weight) for target in self.targets.values()]
         self._kept = {name: kept[name].to(target.weight.device) for name, target in self.targets.items()}
         self._holder = Holder({target.weight: self._kept[name] for name, target in self.targets.items()})
         self.hold((target.weight, target.weight) for target in self.targets.values())
+
+    def follow(self) -> bool:
+        """Keep the masks for parameters that have taken the place of others under their names; whether there are any."""
+        if all(target.weight is weight for target, weight in self._held):
+            return False
+        self.adopt(self._kept)
+        return True
 
     def hold(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Set to zero what is pruned, in every ``(parameter, tensor shaped like it)``."""
@@ -141,7 +160,7 @@ class Pruner:
             for name, score in state["movement"].items()
             if name in self.targets
         }
-        self._kept, self._holder = {}, Holder({})
+        self._kept, self._holder, self._held = {}, Holder({}), []
         if state["masks"]:
             shapes = {name: target.weight.shape for name, target in self.targets.items()}
             self.adopt({name: unpack(state["masks"][name], shape) for name, shape in shapes.items()})

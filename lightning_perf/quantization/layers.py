@@ -23,6 +23,7 @@ from lightning_perf.quantization.observers import Ranges
 from lightning_perf.quantization.rounding import round_activation, round_to_own_range, round_weight
 from lightning_perf.quantization.schemes import Scheme
 from lightning_perf.quantization.swapping import Role, float_class, register, role_of, swap, swap_back
+from lightning_perf.quantization.transforms import transformed
 from lightning_perf.quantization.written import Written
 
 RECORD = "_lightning_perf_quantized"
@@ -215,7 +216,8 @@ def weights_in_place(module: nn.Module, layer: Layer) -> Iterator[None]:
     if isinstance(module, nn.RNNBase):
         shadows = [(module.__dict__, "_flat_weights", _flat_weights(module, {name: r for _, name, r in shadows}))]
     before = [(names, key, names.get(key, shadows)) for names, key, _ in shadows]
-    watched = [] if layer.checked or torch.compiler.is_compiling() else [Written(*shadow) for shadow in shadows]
+    unseen = torch.compiler.is_compiling() or transformed()  # tensors there have no place in memory to look at
+    watched = [] if layer.checked or unseen else [Written(*shadow) for shadow in shadows]
     try:
         for names, key, value in shadows:
             names[key] = value

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_perf.quantization.rounding import HIGH, activation_parameters, extent
+from lightning_perf.quantization.transforms import outside, transformed
 
 #: Largest value over all ranks, element by element.
 Maximum = Callable[[Tensor], Tensor]
@@ -54,6 +55,10 @@ class Ranges:
 
     def observe(self, slot: int, x: Tensor) -> None:
         """Note the range of ``x``; it counts from :meth:`take_in` on."""
+        if transformed():
+            with outside(x) as values:
+                self.observe(slot, values)
+            return
         if not x.numel():
             return
         low, high = (end.float() for end in extent(x))

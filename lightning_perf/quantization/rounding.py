@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_perf.quantization.schemes import Scheme
+from lightning_perf.quantization.transforms import transformed
 
 LOW, HIGH = 0, 255  # of an activation: uint8
 FLOAT8 = torch.float8_e4m3fn
@@ -76,7 +77,9 @@ def round_activation(x: Tensor, scale: float | Tensor, zero: int | Tensor) -> Te
         tensor([0.3000, 9.0000])
     """
     wide = x if x.dtype == torch.float32 else x.float()
-    if isinstance(scale, Tensor) or isinstance(zero, Tensor):
+    if transformed():
+        rounded = _round_by_operators(wide, scale, LOW - zero, HIGH - zero)
+    elif isinstance(scale, Tensor) or isinstance(zero, Tensor):
         rounded = torch.fake_quantize_per_tensor_affine(wide, scale, zero, LOW, HIGH)  # pyright: ignore
     else:
         rounded = _Round.apply(wide, scale, LOW - zero, HIGH - zero)
@@ -92,7 +95,7 @@ def round_to_own_range(x: Tensor, scheme: Scheme) -> Tensor:
         scale = (wide.abs().amax() / _LARGEST_FLOAT8).clamp(min=_TINY)
         return _through(x, (wide / scale).to(FLOAT8).float() * scale)
     scale, zero = activation_parameters(*(end.float() for end in extent(x)))
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
         return round_activation(x, scale.item(), int(zero.item()))
     return round_activation(x, scale, zero)
 
@@ -142,10 +145,21 @@ def weight_scale(weight: Tensor, scheme: Scheme, axis: int = 0) -> Tensor:
 def extent(x: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest value, read in the order in which they lie in memory."""
     x = x.detach()
+    if transformed():
+        return x.amin(), x.amax()
     if not x.is_contiguous():
         x = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
     return torch.aminmax(x)
 
 
+def _round_by_operators(x: Tensor, scale: float | Tensor, lowest: int | Tensor, highest: int | Tensor) -> Tensor:
+    """What :class:`_Round` computes, and its gradient, of operators that ``torch.func`` knows to transform."""
+    inside = torch.clamp(x, (lowest - 0.5) * scale, (highest + 0.5) * scale)  # pyright: ignore
+    rounded = torch.clamp((x.detach() * (1.0 / scale)).round(), lowest, highest) * scale  # pyright: ignore
+    return rounded + (inside - inside.detach())
+
+
 def _through(x: Tensor, rounded: Tensor) -> Tensor:
+    if transformed():
+        return rounded.to(x.dtype) + (x - x.detach())
     return _StraightThrough.apply(x, rounded.to(x.dtype))  # pyright: ignore[reportReturnType]

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.data import DataLoader, SequentialSampler
 
 import lightning_perf as lp
-from lightning_perf.profiling import phases
+from lightning_perf.profiling import callback, phases
 from lightning_perf.profiling.callback_observe import Observations
 from tests.contract.modules import images, make
 
@@ -42,6 +42,29 @@ def fit(
     trainer = pl.Trainer(**{**quiet, **arguments}, callbacks=[*others, keeper])
     trainer.fit(module, *data)
     return keeper
+
+
+def test_a_raw_optimizer_that_is_made_anew(quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch steps another one, and each of its steps is heard."""
+    base = type(make("raw_step", pl))
+    heard: list[str] = []
+
+    class Renewed(base):  # type: ignore[misc, valid-type]
+        def on_train_epoch_start(self) -> None:
+            self.raw = torch.optim.SGD(self.parameters(), lr=0.01)
+            self.trainer.strategy.optimizers = [self.raw]
+
+    class Spy:
+        def start(self, action: str) -> None:
+            heard.append(action)
+
+        def stop(self, action: str) -> None:
+            heard.append(f"end of {action}")
+
+    listen = callback.listen_to_raw_steps
+    monkeypatch.setattr(callback, "listen_to_raw_steps", lambda trainer, clock, undo: listen(trainer, Spy(), undo))
+    fit(quiet, Renewed(), images(), max_epochs=3)
+    assert heard == [phases.OPTIMIZER, f"end of {phases.OPTIMIZER}"] * 18
 
 
 def test_the_smaller_last_batch_of_every_epoch(ns: ModuleType, quiet: dict[str, Any]) -> None:

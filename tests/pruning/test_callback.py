@@ -216,6 +216,35 @@ def test_saved_averages_are_exactly_zero(
     assert pruned_weights(middle["state_dict"]) == TOTAL - ones > 0
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_what_a_module_writes_itself_is_zero_in_checkpoints(
+    average: bool, ns: ModuleType, quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    """After its optimizer's step, and after every callback has heard of the batch; saved in the middle and at the end."""
+    base = type(make("plain", ns))
+
+    class Writing(base):  # type: ignore[misc, valid-type]
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+            optimizer.step(closure=optimizer_closure)
+            self.net[4].weight.data.add_(0.01)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.net[7].weight.data.mul_(0.99).add_(1e-4)
+
+    pruning = lp.MagnitudePruning(0.5, schedule="one_shot", start=0.0)
+    savers = [
+        ns.callbacks.ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2),
+        ns.callbacks.ModelCheckpoint(tmp_path, "epoch-{epoch}", save_top_k=-1, save_weights_only=True),
+    ]
+    torch.manual_seed(3)
+    averages = [lp.OptimizerFactory(ema=0.9)] if average else []
+    fit(ns, quiet, [*averages, pruning, *savers], module=Writing())
+    paths = sorted(tmp_path.glob("*.ckpt"))
+    assert len(paths) == 8
+    for path in paths:
+        assert pruned_weights(torch.load(path, weights_only=True)["state_dict"]) == TOTAL // 2, path.name
+
+
 @pytest.mark.parametrize("criterion", ["magnitude", "movement", "random"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_resume_in_the_middle_of_an_epoch_and_of_the_schedule(
