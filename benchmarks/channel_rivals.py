@@ -16,16 +16,18 @@ import lightning_perf as lp
 class TorchPruningByHand(pl.Callback):
     """Torch-Pruning's global magnitude pruner on ``module.net``, to a share of its MACs, before one epoch.
 
-    The ratio is the smallest of a bisection that meets the share. The layers to ignore are the first of the lists given
-    with which a pruned net runs at all, as one would find out by hand. The optimizer keeps its groups and the learning
-    rate of its schedule, and loses its state, as in the library's own examples.
+    The ratio is the smallest that meets the share. The pruner leaves a layer whole of which rounding would take everything,
+    so that from some ratio on more of the net is left, and a small share may not be met at all; then the rounding is halved,
+    until it is. The layers to ignore are the first of the lists given with which a pruned net runs at all, as one would
+    find out by hand. The optimizer keeps its groups and the learning rate of its schedule, and loses its state, as in the
+    library's own examples.
 
     Args:
         share: of the MACs that is left.
         epoch: before which the cut is made.
         example: inputs of ``net``.
         ignored: lists of names of layers of ``net`` that keep their outputs, to be tried in turn.
-        round_to: channels are a multiple of this.
+        round_to: channels are a multiple of this, or of the half of it, and so on.
     """
 
     def __init__(
@@ -43,17 +45,33 @@ class TorchPruningByHand(pl.Callback):
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         groups = [[names[id(p)] for p in group["params"]] for group in trainer.optimizers[0].param_groups]
         self._drop_what_breaks(net)
-        whole, low, high = lp.count_macs(net, self.example), 0.0, 1.0
-        for _ in range(10):
-            middle = (low + high) / 2
-            left = lp.count_macs(self._pruned(copy.deepcopy(net), middle), self.example) / whole
-            low, high = (low, middle) if left <= self.share else (middle, high)
-        self._pruned(net, high)
+        self._pruned(net, self._ratio(net))
         net.train()
         parameters = dict(pl_module.named_parameters())
         for group, members in zip(trainer.optimizers[0].param_groups, groups, strict=True):
             group["params"] = [parameters[name] for name in members]
         trainer.optimizers[0].state.clear()
+
+    def _ratio(self, net: nn.Module) -> float:
+        """The smallest that meets the share, to a thousandth."""
+        whole = lp.count_macs(net, self.example)
+
+        def meets(ratio: float) -> bool:
+            return lp.count_macs(self._pruned(copy.deepcopy(net), ratio), self.example) <= self.share * whole
+
+        while True:
+            high = next((step / 64 for step in range(1, 64) if meets(step / 64)), None)
+            if high is not None:
+                break
+            if self.round_to == 1:
+                raise RuntimeError(f"Torch-Pruning leaves more than {self.share:.2f} of the MACs at every ratio.")
+            self.failures.append(f"rounded to {self.round_to}: more than {self.share:.2f} of the MACs at every ratio")
+            self.round_to //= 2
+        low = high - 1 / 64
+        for _ in range(4):
+            middle = (low + high) / 2
+            low, high = (low, middle) if meets(middle) else (middle, high)
+        return high
 
     def _drop_what_breaks(self, net: nn.Module) -> None:
         """Lists of ignored layers with which a pruned net does not run; what it raises is kept."""
