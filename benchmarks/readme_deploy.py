@@ -85,6 +85,11 @@ def accuracy_rows() -> list[str]:
             if difference is None:
                 continue
             words = comparison_text(report.quantity(key), difference)
+            if key == "perplexity":  # a ratio above 1 is better; two digits of it would hide what there is
+                low, middle, high = (
+                    f"{1 / one - 1:+.3%}" for one in (difference.high, difference.estimate, difference.low)
+                )
+                words = f"{middle} [{low}, {high}]"
             level = f"float {report.quantity(key).text(value(report, key, 'float') or 0.0)}"
             seeds = len(report.runs_of("float"))
             rows.append(
